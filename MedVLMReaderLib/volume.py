@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -92,6 +93,17 @@ class Volume:
         """(r, a, s) of the centre of the largest voxel; the first one of equals."""
         return self.grid.to_world(np.unravel_index(int(np.nanargmax(self.values)), self.grid.shape))
 
+    def save(self, path: Path) -> None:
+        """Write the voxels and their place as NIfTI, NRRD or MHA, by the ending of `path`."""
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(np.ascontiguousarray(self.values))
+        flat = self.grid.lps_affine
+        image.SetSpacing([float(x) for x in self.grid.spacing[::-1]])
+        image.SetOrigin([float(x) for x in flat[:3, 3]])
+        image.SetDirection([float(x) for x in (flat[:3, :3] / self.grid.spacing[::-1]).ravel()])
+        sitk.WriteImage(image, str(path), useCompression=True)
+
     @property
     def acquisition_plane(self) -> PlaneName:
         """The plane whose slices are thickest apart; axial where voxels are as deep as wide."""
@@ -166,27 +178,33 @@ def resampled(volume: Volume, grid: Grid, fill: float) -> Volume:
     values = np.asarray(volume.values)
     order = sorted(range(3), key=lambda axis: grid.shape[axis] / values.shape[axis])  # shrink first: less to do
     for axis in order:
-        weights = _coverage(values.shape[axis], grid.shape[axis], step[axis, 3], step[axis, axis])
-        values = _along(values, weights, axis, fill)
+        weights, outside = _coverage(values.shape[axis], grid.shape[axis], step[axis, 3], step[axis, axis])
+        values = _along(values, weights, outside, axis, fill)
     return replace(volume, values=values, grid=grid)
 
 
-def _coverage(old: int, new: int, start: float, step: float) -> Array:
-    """(new, old) float32 weights: overlap of each new cell, at least one old cell wide, with the old cells."""
+def _coverage(old: int, new: int, start: float, step: float) -> tuple[Array, Array]:
+    """(new, old) float32 weights, the overlap of each new cell with the old ones, and (new,) which lie outside.
+
+    A new cell counts as at least one old cell wide, which is linear interpolation between old centres.
+    """
     centres = start + step * np.arange(new)
     half = max(abs(step), 1.0) / 2
     edges = np.arange(old + 1) - 0.5
-    inside = np.clip(edges[None], (centres - half)[:, None], (centres + half)[:, None])
-    return (np.diff(inside, axis=1) / (2 * half)).astype(np.float32)
+    overlap = np.diff(np.clip(edges[None], (centres - half)[:, None], (centres + half)[:, None]), axis=1)
+    outside = (centres < -0.5) | (centres > old - 0.5)
+    overlap[outside] = 0
+    overlap[~outside] /= overlap[~outside].sum(1, keepdims=True)
+    return overlap.astype(np.float32), outside
 
 
-def _along(values: Array, weights: Array, axis: int, fill: float) -> Array:
-    """`values` with one axis multiplied by `weights`; what the weights lack of 1 is filled."""
-    moved = np.moveaxis(values, axis, 1 if axis == 1 else axis)
-    rest = (1.0 - weights.sum(1)) * np.float32(fill)
+def _along(values: Array, weights: Array, outside: Array, axis: int, fill: float) -> Array:
+    """`values` with one axis multiplied by `weights`; cells `outside` filled. Slice by slice, to stay small in memory."""
     if axis == 0:
-        flat = np.asarray(moved, np.float32).reshape(moved.shape[0], -1)
-        return (weights @ flat).reshape(-1, *moved.shape[1:]) + rest[:, None, None]
-    if axis == 2:
-        return np.stack([np.asarray(s, np.float32) @ weights.T for s in moved]) + rest
-    return np.stack([weights @ np.asarray(s, np.float32) for s in moved]) + rest[None, :, None]
+        out = (weights @ values.reshape(values.shape[0], -1).astype(np.float32)).reshape(-1, *values.shape[1:])
+    elif axis == 1:
+        out = np.stack([weights @ picture.astype(np.float32) for picture in values])
+    else:
+        out = np.stack([picture.astype(np.float32) @ weights.T for picture in values])
+    np.moveaxis(out, axis, 0)[outside] = fill
+    return out
