@@ -1,4 +1,4 @@
-"""What MedVLM Reader is and needs. pyproject.toml has the settings of its tools, constraints.txt the versions tested."""
+"""What MedVLM Reader is and needs; pyproject.toml has its tools' settings, constraints.txt the tested versions."""
 
 import re
 from pathlib import Path

@@ -29,7 +29,7 @@ def resource(name: str) -> Path:
 def resources_folder() -> Path:
     """Where the shipped files lie.
 
-    An installed library has them inside: a `Resources` beside it then belongs to somebody else, such as a Slicer module.
+    An installed library has them inside: a `Resources` beside it then belongs to somebody else, say a Slicer module.
     """
     inside = LIBRARY / "Resources"
     return inside if inside.is_dir() else LIBRARY.parent / "Resources"
