@@ -90,8 +90,10 @@ class Volume:
         return np.where(inside, self.values[k, j, i].astype(np.float64), np.nan)
 
     def peak(self) -> Array:
-        """(r, a, s) of the centre of the largest voxel; the first one of equals."""
-        return self.grid.to_world(np.unravel_index(int(np.nanargmax(self.values)), self.grid.shape))
+        """(r, a, s) of the centre of the largest voxel; of equals, the one nearest their middle."""
+        largest = np.argwhere(self.values == np.nanmax(self.values))
+        places = self.grid.to_world(largest)
+        return np.asarray(places[np.linalg.norm(places - places.mean(0), axis=1).round(6).argmin()])
 
     def save(self, path: Path) -> None:
         """Write the voxels and their place as NIfTI, NRRD or MHA, by the ending of `path`."""
