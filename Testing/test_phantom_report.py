@@ -132,7 +132,8 @@ def test_where_a_kind_lies_is_asked_with_choices_only_if_all_of_it_lies_in_one_s
     for seed, exchange in where:
         kind = next(kind for kind in ("nodule", "effusion", "stone") if kind in exchange.question.split(" Choices")[0])
         found = {(f.organ, f.side) for f in made_truth(seed).findings if f.kind == kind}
-        assert exchange.structure and found == {exchange.structure}
+        assert exchange.structure
+        assert found == {exchange.structure}
         assert answer(exchange) in (exchange.structure[1], phantom_report.name(exchange.structure))
 
 

@@ -1,0 +1,1 @@
+"""How good the systems' readings are, measured on studies whose truth is known."""
