@@ -56,9 +56,11 @@ $(VENV)/.ready-test: setup.py constraints.txt | venv
 	@touch $@ $(VENV)/.ready-models
 
 comma := ,
+# On a terminal pip shows how far it is.
+QUIETLY := $(if $(MAKE_TERMOUT),,-qq)
 define installed
 echo "Installing what MedVLM Reader needs into $(VENV). The first time this takes some minutes."; \
-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)' || { \
+$(BIN)/python -m pip install $(QUIETLY) --disable-pip-version-check -c constraints.txt -e '$(1)' || { \
   echo "The installation did not finish; the reason stands above. The same command takes it up again."; exit 1; }
 endef
 

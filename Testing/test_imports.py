@@ -1,0 +1,217 @@
+"""Who may import what: the table that keeps torch out of Slicer and each module beside the ones it needs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "MedVLMReaderLib"
+HEAVY = (
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "monai", "bitsandbytes", "accelerate",
+    "numpy", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm",
+)  # fmt: skip
+NEVER = {"torchvision", "timm", "torchao", "kernels", "pickle", "nibabel", "slicer", "qt", "ctk"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a module may import. Patterns as in a shell; the standard library and ReaderError are everybody's."""
+
+    ours: str = ""
+    """Modules of the library."""
+    theirs: str = ""
+    """Other packages, wherever the import stands."""
+    inside: str = ""
+    """Other packages that only functions may import, when they run."""
+    ours_inside: str = ""
+    """Modules of the library that only functions may import."""
+
+
+GROUND = "geometry volume study truth"
+MADE = "anatomy phantom phantom_report"
+LEARNED = "models models.* weights attention preparation reading resources"
+# The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
+RULES = {
+    "": Rule(),
+    "geometry": Rule("", "numpy"),
+    "volume": Rule("geometry", "numpy", "SimpleITK pydicom"),
+    "files": Rule("geometry volume dicom", "numpy", "SimpleITK pydicom"),
+    "dicom": Rule("geometry volume", "numpy", "SimpleITK pydicom"),
+    "study": Rule("geometry volume", "numpy"),
+    "truth": Rule(),
+    "anatomy": Rule("geometry volume truth", "numpy scipy"),
+    "phantom": Rule("geometry volume study truth anatomy", "numpy scipy"),
+    "phantom_report": Rule("truth"),
+    "heatmap": Rule("geometry volume", "numpy"),
+    "reading": Rule("geometry volume study heatmap", "numpy"),
+    "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
+    "preparation": Rule("geometry volume", "numpy"),
+    "resources": Rule(),
+    "models": Rule(),
+    "models.layers": Rule("geometry", "numpy torch"),
+    "models.*": Rule(
+        "geometry volume study preparation weights models models.layers",
+        "numpy torch transformers tokenizers safetensors monai",
+    ),
+    "attention": Rule("geometry study", "numpy torch transformers"),
+    "weights": Rule("geometry models", "numpy torch transformers safetensors", "huggingface_hub"),
+    "reader": Rule(
+        f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
+    ),
+    "training": Rule(),
+    "training.*": Rule(
+        f"{GROUND} {MADE} {LEARNED} training training.* evaluation evaluation.*",
+        "numpy scipy torch transformers tokenizers safetensors tqdm",
+    ),
+    "evaluation": Rule(),
+    "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
+    "cli": Rule(inside="*", ours_inside="*"),
+    "__main__": Rule("cli"),
+}
+
+
+def name_of(path: Path) -> str:
+    """Dotted name below MedVLMReaderLib; empty for the library itself."""
+    parts = path.relative_to(LIBRARY).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(LIBRARY.rglob("*.py"))}
+
+
+def rule_for(module: str) -> Rule | None:
+    return next((rule for pattern, rule in RULES.items() if fnmatchcase(module, pattern)), None)
+
+
+def fits(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split())
+
+
+@dataclass(frozen=True)
+class Import:
+    name: str
+    line: int
+    in_function: bool
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.split(".")[0] == "MedVLMReaderLib"
+
+
+def imports(module: str, tree: ast.AST, modules: dict[str, Path] | None = None) -> Iterator[Import]:
+    """What a module imports when it runs; names under TYPE_CHECKING only help the type checker."""
+    yield from _imports(module, tree, modules or MODULES, in_function=False)
+
+
+def _imports(module: str, node: ast.AST, modules: dict[str, Path], in_function: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield from _imports(module, ast.Module([other], []), modules, in_function)
+        elif isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, in_function) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            source = _absolute(module, child)
+            for alias in child.names:  # `from package import module` imports the module
+                below = f"{source}.{alias.name}".removeprefix("MedVLMReaderLib.")
+                yield Import(f"{source}.{alias.name}" if below in modules else source, child.lineno, in_function)
+        else:
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _imports(module, child, modules, in_function or function)
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return str(node.module)
+    is_package = MODULES[module].name == "__init__.py"
+    parts = ["MedVLMReaderLib", *(module.split(".") if module else []), *([""] if is_package else [])]
+    return ".".join([*parts[: -node.level], *([node.module] if node.module else [])])
+
+
+def breach(found: Import, rule: Rule) -> str | None:
+    """What is wrong with an import, or None."""
+    top = found.name.split(".")[0]
+    if top in NEVER:
+        return f"line {found.line}: nothing here imports {top}"
+    if found.is_ours:
+        below = found.name.removeprefix("MedVLMReaderLib").removeprefix(".")
+        if not below or fits(below, rule.ours) or (found.in_function and fits(below, rule.ours_inside)):
+            return None
+    elif top in sys.stdlib_module_names or fits(top, rule.theirs) or (found.in_function and fits(top, rule.inside)):
+        return None
+    late = fits(top, rule.inside) or fits(found.name.removeprefix("MedVLMReaderLib."), rule.ours_inside)
+    return f"line {found.line}: {found.name}" + (" (only inside a function)" if late else "")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "MedVLMReaderLib")
+def test_module_imports_only_what_the_table_allows(module: str) -> None:
+    rule = rule_for(module)
+    assert rule is not None, f"{MODULES[module].relative_to(ROOT)} has no line in RULES"
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert [wrong for found in imports(module, tree) if (wrong := breach(found, rule))] == []
+
+
+def test_one_model_never_imports_another_nor_the_reader() -> None:
+    rule = rule_for("models.ms_vlm")
+    assert rule is not None
+    tree = ast.parse("from MedVLMReaderLib.models import m3d_lamed\nfrom MedVLMReaderLib.reader import Reader\n")
+    modules = {**MODULES, "models.m3d_lamed": LIBRARY}
+    assert len([found for found in imports("models.ms_vlm", tree, modules) if breach(found, rule)]) == 2
+
+
+def test_a_late_import_is_told_from_an_early_one_and_from_one_for_the_type_checker() -> None:
+    tree = ast.parse(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import torch\n"
+        "import pydicom\n"
+        "def read():\n    import pydicom\n"
+    )
+    rule = Rule(inside="pydicom")
+    assert [breach(found, rule) for found in imports("volume", tree)] == [
+        None, "line 4: pydicom (only inside a function)", None,
+    ]  # fmt: skip
+
+
+def may_load(module: str) -> set[str]:
+    """The heavy packages that come with a module: its own, and those of the modules it may import."""
+    reached: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        rule = rule_for(name)
+        waiting += [other for other in MODULES if rule and fits(other, rule.ours)]
+    rules = [rule for name in reached if (rule := rule_for(name))]
+    return {package for package in HEAVY if any(fits(package, rule.theirs) for rule in rules)}
+
+
+TORCH_FREE = {module: may_load(module) for module in MODULES if "torch" not in may_load(module)}
+GROUPS = sorted({tuple(sorted(allowed)) for allowed in TORCH_FREE.values()})
+
+
+@pytest.mark.parametrize("allowed", GROUPS, ids=lambda names: "+".join(names) or "standard library")
+def test_modules_above_torch_import_without_the_packages_that_they_may_not_load(allowed: tuple[str, ...]) -> None:
+    group = [f"MedVLMReaderLib.{name}".rstrip(".") for name, own in TORCH_FREE.items() if tuple(sorted(own)) == allowed]
+    blocked = [package for package in HEAVY if package not in allowed]
+    program = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        f"for name in {group!r}:\n    importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{group} need more than {allowed}:\n{done.stderr[-2000:]}"
+
+
+def test_the_torch_free_part_is_what_slicer_loads() -> None:
+    expected = {"", "geometry", "volume", "study", "truth", "reading", "resources", "models", "cli"} & set(MODULES)
+    assert expected <= set(TORCH_FREE)
