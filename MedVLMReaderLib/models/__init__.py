@@ -1,0 +1,30 @@
+"""The table of models: what is known of each before anything of it is loaded. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model, as the user chooses it."""
+
+    name: str
+    title: str
+    source: str
+    """A folder of Resources/, or a name on the Hugging Face hub."""
+    system: str
+    """The file in models/ that computes it."""
+    licence: str
+    modalities: tuple[str, ...]
+    parameters: int
+    summary: str
+
+
+CARDS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card("built-in", "MedVLM Reader's built-in model", "models/built-in", "ms_vlm", "Apache-2.0", ("CT", "MR"), 0,
+             "A small MS-VLM trained on made studies: shows that the whole chain works. Reads made studies only."),
+    )
+}  # fmt: skip

@@ -1,0 +1,469 @@
+"""MS-VLM (arXiv 2412.13558): slices read in sequence, any plane, any number.
+
+A DINO vision transformer reads each slice; the Z-former (BigBird) reads the sequence of slices of each plane; a perceiver
+gathers what it found in a fixed number of latents; a causal language model writes. One set of sizes builds the published
+network, another the small built-in one, which departs from it where docs/decisions.md says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BigBirdConfig, BigBirdModel
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.geometry import Grid, TokenMap
+from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
+from MedVLMReaderLib.study import Message, Prompt, Seen
+from MedVLMReaderLib.volume import PLANES, View, Volume
+
+NAMES = {
+    "visual_encoder.": "slice_encoder.",
+    "Zformer.": "bridge.zformer.bigbird.",
+    "perc_proj_chz.": "bridge.to_perceiver.",
+    "perceiver.": "bridge.perceiver.",
+    "llama_proj_chz.": "bridge.to_decoder.",
+    "llama_model.": "decoder.",
+}
+"""Published tensor names -> ours, by their beginnings."""
+
+IMAGE = "{image}"
+
+CHUNK = 32
+"""Slices encoded at a time: bounds memory, changes nothing."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the network. The defaults are the published ones."""
+
+    patch: int = 16
+    table: int = 224
+    """Picture size for which the table of positions was learned."""
+    channels: int = 3
+    stem: tuple[int, ...] = ()
+    """Widths of 3x3 convolutions before the patches, halving the picture each; none in the published model."""
+    context: int = 0
+    """Neighbouring slices on either side that a slice is read with, as further channels."""
+    slice_width: int = 768
+    slice_depth: int = 12
+    slice_heads: int = 12
+    zformer: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 768, "block_size": 16, "num_random_blocks": 3})
+    perceiver_width: int = 4096
+    perceiver_depth: int = 6
+    perceiver_heads: int = 12
+    head_width: int = 64
+    latents: int = 32
+    places: int = 0
+    """Octaves of the position code that tells the perceiver where in patient space each patch lies; 0: the perceiver reads
+    slice tokens alone, as published."""
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Sizes:
+        """Sizes from plain data; TypeError for a field that is none of ours."""
+        return cls(**{**plain, "stem": tuple(plain.get("stem", ()))})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for json.dumps."""
+        return asdict(self)
+
+
+# ---- A slice: vision transformer ------------------------------------------------------------------------------------
+
+
+class SliceAttention(nn.Module):
+    """Self-attention of a slice's tokens: (slices, tokens, width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v  # each (slices, heads, tokens, width / heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(*self.split(x))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(slices, heads, tokens, tokens) attention, rows summing to 1."""
+        q, k, _ = self.split(x)
+        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
+
+
+class SliceMlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SliceBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SliceAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = SliceMlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Stem(nn.Sequential):
+    """3x3 convolutions that halve the picture each, then one that keeps it: low-contrast edges before patches."""
+
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for before, after, stride in zip((channels, *widths), (*widths, widths[-1]), (*[2] * len(widths), 1), strict=True):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
+        super().__init__(*layers)
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        channels = sizes.channels * (1 + 2 * sizes.context)
+        if sizes.stem:
+            self.stem = Stem(channels, sizes.stem)
+            channels = sizes.stem[-1]
+        side = sizes.patch // 2 ** len(sizes.stem)
+        self.proj = nn.Conv2d(channels, sizes.slice_width, side, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "stem"):
+            x = self.stem(x)
+        return self.proj(x)  # (slices, width, rows, columns)
+
+
+class SliceEncoder(nn.Module):
+    """Vision transformer of DINO (arXiv 2104.14294): a class token and a token a patch for every slice."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.patch, self.context = sizes.patch, sizes.context
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, sizes.slice_width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (sizes.table // sizes.patch) ** 2, sizes.slice_width))
+        self.patch_embed = PatchEmbedding(sizes)
+        self.blocks = nn.ModuleList(SliceBlock(sizes.slice_width, sizes.slice_heads) for _ in range(sizes.slice_depth))
+        self.norm = nn.LayerNorm(sizes.slice_width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(slices, 1 + patches, width) from pictures (slices, channels, rows, columns); class token first."""
+        return self.last_block(self._up_to_last(x))
+
+    def before_last_block(self, pictures: Tensor) -> Tensor:
+        """Tokens of a stack as they enter the last block."""
+        return torch.cat([self._up_to_last(part) for part in self.with_neighbours(pictures).split(CHUNK)])
+
+    def last_block(self, x: Tensor) -> Tensor:
+        """The last block and the norm."""
+        return self.norm(self.blocks[-1](x))
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        """(slices, heads, 1 + patches): what the class token attends to in the last block."""
+        last: Any = self.blocks[-1]
+        x = self._up_to_last(x)
+        return last.attn.weights(last.norm1(x))[:, :, 0]
+
+    def encode_stack(self, pictures: Tensor) -> Tensor:
+        """Tokens of a whole stack (slices, channels, rows, columns), each slice with its neighbours."""
+        beside = self.with_neighbours(pictures)
+        return torch.cat([self(part) for part in beside.split(CHUNK)])
+
+    def with_neighbours(self, pictures: Tensor) -> Tensor:
+        """(slices, channels * (1 + 2 context), rows, columns); the outermost slices stand in for what is beyond."""
+        at = torch.arange(len(pictures), device=pictures.device)
+        steps = range(-self.context, self.context + 1)
+        return torch.cat([pictures[(at + step).clamp(0, len(at) - 1)] for step in steps], 1)
+
+    def _up_to_last(self, x: Tensor) -> Tensor:
+        x = self._embedded(x)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return x
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x)
+        rows, columns = patches.shape[-2:]
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
+        return tokens + self._positions(rows, columns)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((rows + 0.1) / side, (columns + 0.1) / side)  # DINO adds 0.1 against rounding; the weights expect it
+        table = F.interpolate(table, scale_factor=scale, mode="bicubic")
+        return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], 1)
+
+
+# ---- A sequence of slices: Z-former ---------------------------------------------------------------------------------
+
+
+class ZFormer(nn.Module):
+    """BigBird over slice tokens (batch, slices, width); full attention up to 176 slices, block-sparse beyond."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.bigbird = BigBirdModel(BigBirdConfig(**config))
+        blocks = 5 + 2 * self.bigbird.config.num_random_blocks
+        self.longest_full = blocks * self.bigbird.config.block_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        # transformers stays on full attention once a short sequence came by; a fresh model chooses by length, so do we
+        self.bigbird.set_attention_type("original_full" if x.shape[1] <= self.longest_full else "block_sparse")
+        mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+        return self.bigbird(inputs_embeds=x, attention_mask=mask).last_hidden_state
+
+
+# ---- A fixed number of tokens: perceiver ----------------------------------------------------------------------------
+
+
+class PerceiverAttention(nn.Module):
+    """Latents (batch, latents, width) attend to media (batch, n, width) and themselves."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_media = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, heads * head_width, bias=False)
+        self.to_kv = nn.Linear(width, 2 * heads * head_width, bias=False)
+        self.to_out = nn.Linear(heads * head_width, width, bias=False)
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        latents = self.norm_latents(latents)
+        k, v = self.to_kv(torch.cat([self.norm_media(media), latents], 1)).chunk(2, -1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(latents), k, v))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Perceiver(nn.Module):
+    """Perceiver resampler as in Flamingo (arXiv 2204.14198): (batch, n, width) -> (batch, 1, latents, width)."""
+
+    def __init__(self, width: int, depth: int, latents: int, heads: int, head_width: int, widen: int = 4) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(latents, width))
+        self.media_pos_emb = nn.Parameter(torch.randn(4, 1, width))
+        self.layers = nn.ModuleList(
+            nn.ModuleList([PerceiverAttention(width, heads, head_width), _feed_forward(width, widen * width)])
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, media: Tensor) -> Tensor:
+        media = media + self.media_pos_emb[0]
+        latents = self.latents.expand(len(media), -1, -1)
+        for attend, feed in self.layers:  # type: ignore[misc]
+            latents = latents + attend(media, latents)
+            latents = latents + feed(latents)
+        return self.norm(latents)[:, None]
+
+
+def _feed_forward(width: int, inner: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)
+    )
+
+
+# ---- The whole ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneFeatures:
+    """Slices of one plane after the slice encoder."""
+
+    slices: Tensor
+    """(slices, width) class tokens."""
+    patches: Tensor
+    """(kept patches, width)."""
+    kept: Tensor
+    """(kept patches,) their cells, as flat (slice, row, column) indices."""
+    grid: Grid
+    plane: int
+    """0 axial, 1 coronal, 2 sagittal."""
+    acquired_mm: float
+    centre: np.ndarray[Any, Any]
+    """(r, a, s) of the scan's middle, from which places are measured."""
+
+
+class Bridge(nn.Module):
+    """From slices to the decoder: Z-former, perceiver and the two projections."""
+
+    def __init__(self, sizes: Sizes, decoder_width: int) -> None:
+        super().__init__()
+        self.places = sizes.places
+        self.zformer = ZFormer(sizes.zformer)
+        self.to_perceiver = nn.Linear(sizes.slice_width, sizes.perceiver_width)
+        self.perceiver = Perceiver(
+            sizes.perceiver_width, sizes.perceiver_depth, sizes.latents, sizes.perceiver_heads, sizes.head_width
+        )
+        self.to_decoder = nn.Linear(sizes.perceiver_width, decoder_width)
+        if sizes.places:
+            self.place = nn.Linear(6 * sizes.places, sizes.slice_width)
+            self.about_plane = nn.Linear(4, sizes.slice_width)
+            self.patch = nn.Linear(sizes.slice_width, sizes.slice_width)
+
+    def forward(self, planes: Sequence[PlaneFeatures]) -> Tensor:
+        """(latents, decoder width) visual tokens."""
+        return self.to_decoder(self.latents(planes))
+
+    def latents(self, planes: Sequence[PlaneFeatures]) -> Tensor:
+        """(latents, perceiver width) before the projection to the decoder."""
+        media = torch.cat([self.media(plane) for plane in planes])
+        return self.perceiver(self.to_perceiver(media)[None])[0, 0]
+
+    def media(self, plane: PlaneFeatures) -> Tensor:
+        """(n, slice width) what the perceiver reads of one plane: its slices and, with `places`, its patches."""
+        if not self.places:
+            return self.zformer(plane.slices[None])[0]
+        about = self.about_plane(_about(plane).to(plane.slices))
+        slices = self.zformer((plane.slices + about)[None])[0]
+        at = torch.div(plane.kept, plane.grid.shape[1] * plane.grid.shape[2], rounding_mode="floor")
+        place = self.place(place_code(plane, self.places).to(plane.patches))
+        return torch.cat([slices, self.patch(plane.patches) + slices[at] + place])
+
+
+def _about(plane: PlaneFeatures) -> Tensor:
+    """(4,) which plane it is, and how far apart the scan's samples lie across it, in centimetres."""
+    return torch.tensor([*(float(plane.plane == n) for n in range(3)), plane.acquired_mm / 10])
+
+
+def place_code(plane: PlaneFeatures, octaves: int) -> Tensor:
+    """(kept patches, 6 * octaves) code of each patch's place from the scan's middle."""
+    index = np.stack(np.unravel_index(plane.kept.cpu().numpy(), plane.grid.shape), -1)
+    return fourier(torch.from_numpy((plane.grid.to_world(index) - plane.centre).astype(np.float32)), octaves)
+
+
+def fourier(places_mm: Tensor, octaves: int) -> Tensor:
+    """(n, 6 * octaves) sines and cosines of (n, 3) places; the longest wave is 1024 mm."""
+    waves = 2 * math.pi / 1024 * 2.0 ** torch.arange(octaves)
+    angle = (places_mm[:, :, None] * waves).flatten(1)
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def kept_patches(values: Any, modality: str, patch: int) -> Tensor:
+    """(kept,) flat indices of the patches of a stack (slices, rows, columns) that are not air."""
+    slices, rows, columns = values.shape
+    means = values.reshape(slices, rows // patch, patch, columns // patch, patch).mean((2, 4))
+    return torch.from_numpy(np.flatnonzero(means > (-970.0 if modality == "CT" else 0.07)))
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a chat is written for the decoder."""
+
+    start: str
+    """What comes first, with {image} where the visual tokens stand."""
+    turn: str
+    """A question, as {question}, up to where the answer begins."""
+    end: str
+    """What ends an answer."""
+    report: str
+    """The question that asks for a report."""
+
+
+class MSVLM(nn.Module):
+    """The reader's model: sees volumes, prompts the decoder."""
+
+    def __init__(
+        self, sizes: Sizes, recipe: Recipe, template: Template, decoder: Any, tokenizer: Any = None, name: str = "ms-vlm",
+        revision: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.sizes, self.recipe, self.template, self.tokenizer = sizes, recipe, template, tokenizer
+        self.name, self.revision = name, revision
+        self.slice_encoder = SliceEncoder(sizes)
+        self.bridge = Bridge(sizes, decoder.config.hidden_size)
+        self.decoder = decoder
+
+    def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:
+        """The stacks that the encoder is shown, grey levels 0 to 1 of the widest window; axial, coronal, sagittal."""
+        found = [stack for volume in volumes for stack in stacks(volume, self.recipe)]
+        return tuple(replace(s.volume, values=s.channels(self.recipe)[:, -1]) for s in found)
+
+    @torch.no_grad()
+    def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:
+        """Encode every slice of the three planes of each volume. The view changes nothing: no slice is left out."""
+        if not volumes:
+            raise ReaderError("No volume was given. Choose a scan first.")
+        centre = volumes[0].grid.centre
+        planes = tuple(self._plane(stack, centre) for volume in volumes for stack in stacks(volume, self.recipe))
+        key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
+        said = tuple(dict.fromkeys(n for v in volumes for n in (*v.notes, *notes(v, self.recipe))))
+        token_map = TokenMap(tuple(plane.grid for plane in planes))
+        seen = SeenPlanes(tuple(p.patches for p in planes), torch.empty(0), token_map, self.recipe.to_json(), key, said, planes)
+        return replace(seen, tokens=self.tokens(seen.features, seen))
+
+    def _plane(self, stack: Stack, centre: np.ndarray[Any, Any]) -> PlaneFeatures:
+        count, rows, columns = stack.volume.grid.shape
+        grid = stack.volume.grid.resize((count, rows // self.sizes.patch, columns // self.sizes.patch))
+        pictures = torch.from_numpy(stack.channels(self.recipe))
+        if not self.sizes.places:
+            kept = torch.arange(count * grid.shape[1] * grid.shape[2])
+            tokens = self.slice_encoder.before_last_block(pictures)
+        else:
+            kept = kept_patches(stack.volume.values, stack.volume.modality, self.sizes.patch)
+            tokens = self.slice_encoder.encode_stack(pictures)
+        patches = tokens[:, 1:].flatten(0, 1)[kept]
+        return PlaneFeatures(tokens[:, 0], patches, kept, grid, PLANES.index(stack.plane), stack.acquired_mm, centre)
+
+    def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:
+        """(latents, decoder width) from patch features like those of `seen`."""
+        assert isinstance(seen, SeenPlanes)
+        planes = [replace(plane, patches=patches) for plane, patches in zip(seen.planes, features, strict=True)]
+        if not self.sizes.places:
+            planes = [replace(plane, slices=self._class_tokens(plane)) for plane in planes]
+        return self.bridge(planes)
+
+    def _class_tokens(self, plane: PlaneFeatures) -> Tensor:
+        """(slices, width): the last block, through which alone the published model's patches reach the class token."""
+        patches = plane.patches.unflatten(0, (plane.grid.shape[0], -1))
+        return self.slice_encoder.last_block(torch.cat([plane.slices[:, None], patches], 1))[:, 0]
+
+    def cells(self, seen: Seen) -> tuple[Tensor, ...]:
+        """For each grid, the flat cell of every row of `seen.features`."""
+        assert isinstance(seen, SeenPlanes)
+        return tuple(plane.kept for plane in seen.planes)
+
+    def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
+        """Visual tokens where the template has them, then the turns of the chat."""
+        before, after = self.template.start.split(IMAGE)
+        said = "".join(
+            self.template.turn.format(question=m.text) if m.role == "user" else m.text + self.template.end for m in messages
+        )
+        start, rest = self._embedded(before), self._embedded(after + said)
+        inputs = torch.cat([start, seen.tokens.to(rest), rest])[None]
+        return Prompt(inputs, tuple(range(len(start), len(start) + len(seen.tokens))))
+
+    def _embedded(self, text: str) -> Tensor:
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return self.decoder.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+
+    def report_request(self) -> str:
+        """The question that asks for a report."""
+        return self.template.report
+
+
+@dataclass(frozen=True, eq=False)
+class SeenPlanes(Seen):
+    """A study after the slice encoder."""
+
+    planes: tuple[PlaneFeatures, ...] = ()

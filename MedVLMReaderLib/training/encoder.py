@@ -1,0 +1,163 @@
+"""First stage: the slice encoder learns what lies where, from made studies.
+
+Each patch token must say, through a linear head that is thrown away afterwards, what every 6.4 mm place of its patch is,
+which kinds of finding touch the patch, whose centre lies in it and how large they are. Without this dense supervision a
+6 mm lesion is never found (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MedVLMReaderLib.geometry import Array
+from MedVLMReaderLib.models.ms_vlm import SliceEncoder, Sizes
+from MedVLMReaderLib.preparation import Recipe, windows
+from MedVLMReaderLib.training.made_data import CLASSES, FINE, KINDS, ORGANS, PreparedPlane, PreparedStudy
+from MedVLMReaderLib.truth import Truth
+
+PLANE_SHARE = (0.6, 0.2, 0.2)
+LESION_SHARE = 0.6
+"""Of the slices taken, how many are chosen for the lesion they show."""
+LESION_WEIGHT = 6.0
+SIZE_SCALE_MM = 20.0
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """A batch of slices with their neighbours and what is true of them."""
+
+    pictures: Tensor
+    """(slices, channels * (1 + 2 context), size, size)."""
+    places: Tensor
+    """(slices, size / FINE, size / FINE) int64 index into CLASSES."""
+    touched: Tensor
+    """(slices, kinds, patches, patches) 1 where a finding of the kind covers part of the patch."""
+    centred: Tensor
+    """The same shape: 1 where a finding's centre lies in the patch and within one slice."""
+    sizes: Tensor
+    """The same shape: size of the largest such finding over SIZE_SCALE_MM; 0 where there is none."""
+
+
+class DenseHead(nn.Module):
+    """What patch tokens say of their places and findings; only ever used in training."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        self.side = patch // FINE
+        self.places = nn.Linear(width, self.side**2 * len(CLASSES))
+        self.findings = nn.Linear(width, 3 * len(KINDS))
+        self.summary = nn.Linear(width, len(CLASSES))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores from (slices, 1 + patches, width) tokens.
+
+        (slices, classes, fine, fine) for places; (slices, 3, kinds, rows, columns) for findings; (slices, classes) for what the
+        class token says the slice shows at all.
+        """
+        summary, patches = self.summary(tokens[:, 0]), tokens[:, 1:]
+        rows = int(patches.shape[1] ** 0.5)
+        fine = self.places(patches).unflatten(1, (rows, rows)).unflatten(-1, (self.side, self.side, len(CLASSES)))
+        places = fine.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        findings = self.findings(patches).transpose(1, 2).unflatten(1, (3, len(KINDS))).unflatten(-1, (rows, rows))
+        return places, findings, summary
+
+
+def loss(head: DenseHead, tokens: Tensor, batch: Slices) -> dict[str, Tensor]:
+    """The parts of the dense loss, by name."""
+    places, findings, summary = head(tokens)
+    shown = F.one_hot(batch.places.flatten(1), len(CLASSES)).amax(1).float()
+    weight = torch.ones(len(CLASSES))
+    weight[0], weight[len(ORGANS) :] = 0.3, LESION_WEIGHT
+    touched, centred, sizes = findings.unbind(1)
+    here = batch.touched > 0
+    return {
+        "places": F.cross_entropy(places, batch.places, weight=weight),
+        "touched": _balanced(touched, batch.touched),
+        "centred": _balanced(centred, batch.centred),
+        "summary": F.binary_cross_entropy_with_logits(summary, shown),
+        "sizes": F.smooth_l1_loss(sizes[here], batch.sizes[here], beta=0.2) if here.any() else sizes.sum() * 0,
+    }
+
+
+def _balanced(scores: Tensor, truth: Tensor) -> Tensor:
+    """Focal loss (arXiv 1708.02002): patches with a finding are one in hundreds."""
+    entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+    miss = (truth - scores.sigmoid()).abs()
+    return (entropy * miss**2 * (1 + 4 * truth)).sum() / truth.sum().clamp(min=1.0)
+
+
+def batches(
+    folder: Path, recipe: Recipe, sizes: Sizes, rng: np.random.Generator, studies: int = 6, each: int = 8
+) -> Iterator[Slices]:
+    """Batches without end, `each` slices of so many `studies`; new files in the folder are taken up as they come."""
+    paths: list[Path] = []
+    while True:
+        if rng.random() < 0.02 or not paths:
+            paths = sorted(folder.glob("*.npz"))
+        chosen = [PreparedStudy.load(paths[n]) for n in rng.integers(0, len(paths), studies)]
+        parts = [part for study in chosen for part in _slices_of(study, recipe, sizes, rng, each)]
+        yield Slices(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True)))
+
+
+def _slices_of(
+    study: PreparedStudy, recipe: Recipe, sizes: Sizes, rng: np.random.Generator, count: int
+) -> Iterator[tuple[Array, ...]]:
+    mirrored = bool(rng.random() < 0.5)
+    gain, shift = rng.uniform(0.96, 1.04), rng.uniform(-8, 8)
+    for _ in range(count):
+        plane = study.planes[rng.choice(3, p=PLANE_SHARE)]
+        showing = np.flatnonzero(plane.lesions.any((1, 2)))
+        pool = showing if len(showing) and rng.random() < LESION_SHARE else np.arange(len(plane.values))
+        yield _slice(study.truth, plane, int(rng.choice(pool)), recipe, sizes, (gain, shift), mirrored)
+
+
+def _slice(
+    truth: Truth, plane: PreparedPlane, at: int, recipe: Recipe, sizes: Sizes, grey: tuple[float, float], mirrored: bool
+) -> tuple[Array, ...]:
+    """Arrays of one slice in the order of `Slices`, by chance mirrored."""
+    steps = np.clip(np.arange(at - sizes.context, at + sizes.context + 1), 0, len(plane.values) - 1)
+    pictures = channels(plane.values[steps], truth, recipe, grey).reshape(-1, *plane.values.shape[1:])
+    lesions = plane.lesions[at]
+    kinds = np.array([0] + [len(ORGANS) + KINDS.index(f.kind) for f in truth.findings])
+    places = np.where(lesions > 0, kinds[lesions], plane.organs[at]).astype(np.int64)
+    arrays = (pictures, places, *finding_maps(truth, plane, at, sizes.patch // FINE))
+    return tuple(np.ascontiguousarray(a[..., ::-1]) for a in arrays) if mirrored else arrays
+
+
+def channels(values: Array, truth: Truth, recipe: Recipe, grey: tuple[float, float] = (1.0, 0.0)) -> Array:
+    """(slices, windows, size, size) float32 in 0 to 1 of prepared int16 slices; `grey`: gain and shift in HU."""
+    gain, shift = grey
+    scale = (1.0, shift) if truth.modality == "CT" else (1000.0, shift)
+    return windows((values.astype(np.float32) * gain + scale[1]) / scale[0], truth.modality, recipe)
+
+
+def finding_maps(truth: Truth, plane: PreparedPlane, at: int, side: int) -> tuple[Array, Array, Array]:
+    """(touched, centred, sizes) of one slice, each (kinds, patches, patches) float32."""
+    rows = plane.lesions.shape[1] // side
+    touched, centred, sizes = np.zeros((3, len(KINDS), rows, rows), np.float32)
+    for n, finding in enumerate(truth.findings):
+        kind = KINDS.index(finding.kind)
+        here = (plane.lesions[at] == n + 1).reshape(rows, side, rows, side).any((1, 3))
+        touched[kind][here] = 1
+        sizes[kind][here] = np.maximum(sizes[kind][here], finding.size_mm / SIZE_SCALE_MM)
+        k, j, i = plane.grid.to_index(finding.ras)
+        row, column = int((j + 0.5) // (side * FINE)), int((i + 0.5) // (side * FINE))
+        if abs(k - at) <= 0.75 and 0 <= row < rows and 0 <= column < rows:
+            centred[kind, row, column] = 1
+    return touched, centred, sizes
+
+
+def encoder_parts(sizes: Sizes, seed: int) -> tuple[SliceEncoder, DenseHead]:
+    """A new slice encoder and its head."""
+    torch.manual_seed(seed)
+    encoder = SliceEncoder(sizes)
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    nn.init.trunc_normal_(encoder.cls_token, std=0.02)
+    return encoder, DenseHead(sizes.slice_width, sizes.patch)

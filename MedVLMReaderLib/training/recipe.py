@@ -1,0 +1,180 @@
+"""The built-in model's recipe: four stages, each resumable, in a folder of runs.
+
+data      made studies, prepared              runs/data/SEED.npz
+encoder   dense supervision of the slices     runs/encoder/
+features  every study through the encoder     runs/features/SEED.safetensors
+words     Z-former, perceiver and decoder     runs/words/
+export    the model as the reader loads it    a folder
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.models.ms_vlm import Bridge, Sizes, SliceEncoder, Template
+from MedVLMReaderLib.phantom import made_truth
+from MedVLMReaderLib.phantom_report import REPORT_REQUEST
+from MedVLMReaderLib.preparation import Recipe
+from MedVLMReaderLib.training import encoder as dense
+from MedVLMReaderLib.training.language import END, READER, USER, corpus, made_tokenizer
+from MedVLMReaderLib.training.loop import Schedule, train, weights_in
+from MedVLMReaderLib.training.made_data import FIRST_TRAINING_SEED, make
+from MedVLMReaderLib.training.words import Studies, Writer, encode_all, place_latents
+
+STAGES = ("data", "encoder", "features", "words", "export")
+
+RECIPE = Recipe(
+    size=128,
+    pixel_mm=3.2,
+    slice_mm=(5.0, 10.0, 10.0),
+    windows_ct=((-1000.0, -600.0), (-100.0, 260.0), (-1000.0, 600.0)),
+    windows_mr=((0.0, 0.5), (0.25, 1.0), (0.0, 1.5)),
+)
+SIZES = Sizes(
+    patch=8,
+    table=128,
+    stem=(32, 64),
+    context=1,
+    slice_width=128,
+    slice_depth=4,
+    slice_heads=4,
+    zformer={
+        "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256, "vocab_size": 1,
+        "pad_token_id": 0, "block_size": 16, "num_random_blocks": 3, "max_position_embeddings": 1024,
+    },
+    perceiver_width=128,
+    perceiver_depth=3,
+    perceiver_heads=4,
+    head_width=32,
+    latents=112,
+    places=6,
+)  # fmt: skip
+DECODER: dict[str, Any] = {
+    "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+}  # fmt: skip
+TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything; smaller for a trial."""
+
+    studies: int = 2000
+    encoder: Schedule = Schedule(steps=3000, learning_rate=1.5e-3)
+    words: Schedule = Schedule(steps=6000, learning_rate=1e-3)
+    words_studies: int = 3
+    asked: int = 6
+    seed: int = 0
+
+
+def run(stage: str, runs: Path, plan: Plan, minutes: float = 75.0) -> bool:
+    """Do one stage, or go on with it; True when it is finished."""
+    if stage == "data":
+        seeds = iter(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + plan.studies))
+        for _ in make(runs / "data", seeds, RECIPE):
+            pass
+        return True
+    if stage == "encoder":
+        return train_encoder(runs, plan, minutes)
+    if stage == "features":
+        encode_all(runs / "data", runs / "features", trained_encoder(runs), RECIPE)
+        return True
+    if stage == "words":
+        return train_words(runs, plan, minutes)
+    raise ReaderError(f"No stage '{stage}'. Stages: {', '.join(STAGES)}.")
+
+
+def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
+    """Dense supervision of the slice encoder."""
+    encoder, head = dense.encoder_parts(SIZES, plan.seed)
+    network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    source = dense.batches(runs / "data", RECIPE, SIZES, np.random.default_rng())
+
+    def losses(step: int) -> dict[str, Tensor]:
+        batch = next(source)
+        return dense.loss(head, encoder(batch.pictures.to(memory_format=torch.channels_last)), batch)
+
+    return train(network, losses, runs / "encoder", plan.encoder, minutes)
+
+
+def trained_encoder(runs: Path) -> SliceEncoder:
+    """The slice encoder of the last checkpoint."""
+    weights = weights_in(load_file(runs / "encoder" / "checkpoint.safetensors"))
+    encoder = SliceEncoder(SIZES)
+    encoder.load_state_dict({n.removeprefix("encoder."): v for n, v in weights.items() if n.startswith("encoder.")})
+    return encoder.eval()
+
+
+def tokenizer_of(runs: Path) -> Any:
+    """The tokenizer, made from the texts of made studies once."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (runs / "tokenizer" / "tokenizer.json").exists():
+        truths = (made_truth(FIRST_TRAINING_SEED + n) for n in range(1500))
+        made_tokenizer(corpus(truths)).save_pretrained(runs / "tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(runs / "tokenizer")
+
+
+def new_writer(tokenizer: Any, seed: int) -> Writer:
+    """Bridge, decoder and zone head, untrained."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(**{k: v for k, v in DECODER.items() if k != "model_type"}, vocab_size=len(tokenizer))
+    bridge = Bridge(SIZES, DECODER["hidden_size"])
+    place_latents(bridge, SIZES.places)
+    return Writer(bridge, Qwen2ForCausalLM(config))
+
+
+def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
+    """Z-former, perceiver and decoder on features that stay as they are."""
+    tokenizer = tokenizer_of(runs)
+    writer = new_writer(tokenizer, plan.seed)
+    studies = Studies(runs / "features", SIZES.patch, plan.seed)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        parts = [writer(*pair, tokenizer) for pair in studies.at(step, plan.words_studies, plan.asked)]
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    return train(writer, losses, runs / "words", plan.words, minutes)
+
+
+def export(runs: Path, folder: Path) -> None:
+    """Write the model as the reader loads it: config.json, tokenizer.json, model.safetensors in 16 bits."""
+    import json
+
+    tokenizer = tokenizer_of(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = weights_in(load_file(runs / "words" / "checkpoint.safetensors"))
+    tensors = {f"slice_encoder.{n}": v for n, v in trained_encoder(runs).state_dict().items()}
+    tensors |= {n: v for n, v in written.items() if n.split(".")[0] in ("bridge", "decoder")}
+    tensors.pop("decoder.lm_head.weight", None)  # tied to the embeddings
+    half = {n: v.half() if v.is_floating_point() else v for n, v in tensors.items()}
+    save_file({n: v.contiguous() for n, v in half.items()}, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "format": 1, "system": "ms_vlm", "sizes": SIZES.to_json(), "recipe": RECIPE.to_json(),
+        "template": TEMPLATE.__dict__, "decoder": {**DECODER, "vocab_size": len(tokenizer)},
+        "reads": "made studies",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def trial(plan: Plan) -> Plan:
+    """A plan small enough for a test: it shows that the stages fit together, not that they teach anything."""
+    few = Schedule(steps=3, learning_rate=1e-3, warm_up=1, save_every=2, log_every=1)
+    return replace(plan, studies=3, encoder=few, words=few, words_studies=2, asked=3)
+
+
+def seeds_from(first: int) -> itertools.count[int]:
+    """Seeds without end."""
+    return itertools.count(first)
