@@ -219,7 +219,8 @@ def _title(figure: Figure, title: str) -> None:
 def _captions(figure: Figure, heats: Sequence[Volume], peak: Array, largest: float, inside: bool) -> None:
     cells = sum(heat.values.size for heat in heats)
     place = ", ".join(f"{x:.1f}" for x in peak)
-    spread = f"Spread over {effective_cells(heats):.1f} of {cells} cells."
+    many = effective_cells(heats)
+    spread = f"Spread over {many:.{0 if many >= 100 else 1}f} of {cells} cells."
     where = "" if inside else ", outside the scan, in what the model was padded with"
     _write(figure, 20, 38, f"{spread}  Peak {largest:.1f} times uniform at R, A, S ({place}) mm{where}.", 10)
     _write(figure, 20, 14, " ".join(heats[0].notes), 10, color="0.3")
