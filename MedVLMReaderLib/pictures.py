@@ -109,14 +109,14 @@ def _figure(width: int, height: int) -> Figure:
 
 def _drawn(figure: Figure, path: Path | None) -> Array:
     """(rows, columns, 3) uint8, also saved as PNG where a path is given."""
-    from PIL import Image
+    from matplotlib.image import imsave
 
     canvas: Any = figure.canvas
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     if path is not None:
         packed = io.BytesIO()
-        Image.fromarray(pixels).save(packed, format="PNG")
+        imsave(packed, pixels, format="png", metadata={"Software": "MedVLM Reader"})
         write_whole({Path(path): packed.getvalue()})
     return pixels
 
