@@ -1,4 +1,4 @@
-"""Where things lie: `Grid`, a box of cells in patient space, and `TokenMap`, which cells a model's visual tokens stand for.
+"""Where things lie: `Grid`, a box of cells in patient space; `TokenMap`, the cells that visual tokens stand for.
 
 Indices are (k, j, i), the order of the array; places are (r, a, s) in millimetres, patient Right, Anterior and Superior
 positive (3D Slicer's and NIfTI's frame). ITK and DICOM use (l, p, s): `Grid.lps_affine` gives theirs.
@@ -44,7 +44,7 @@ class Grid:
     @property
     def spacing(self) -> Array:
         """(3,) distance between neighbouring cell centres along k, j, i, in mm."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def directions(self) -> Array:
@@ -72,12 +72,14 @@ class Grid:
 
     def to_index(self, ras: ArrayLike) -> Array:
         """(..., 3) fractional indices (k, j, i) of (..., 3) places (r, a, s) in mm."""
-        return np.linalg.solve(self.affine[:3, :3], (np.asarray(ras, np.float64) - self.affine[:3, 3])[..., None])[..., 0]
+        offset = np.asarray(ras, np.float64) - self.affine[:3, 3]
+        index: Array = np.linalg.solve(self.affine[:3, :3], offset[..., None])
+        return index[..., 0]
 
     def contains(self, ras: ArrayLike) -> Array:
         """(...) whether each place lies inside the box, cell borders included."""
         index = self.to_index(ras)
-        return np.all((index >= -0.5 - 1e-6) & (index <= np.array(self.shape) - 0.5 + 1e-6), axis=-1)
+        return np.asarray(np.all((index >= -0.5 - 1e-6) & (index <= np.array(self.shape) - 0.5 + 1e-6), axis=-1))
 
     def crop(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
         """The cells from `start` up to, not including, `stop`; beyond the box is padding."""

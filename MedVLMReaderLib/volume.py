@@ -146,7 +146,8 @@ def default_view(volume: Volume) -> View:
 def windowed(values: Array, window: float, level: float) -> Array:
     """Grey levels uint8, black at level - window / 2 and white at level + window / 2."""
     low = level - window / 2
-    return np.round(np.clip((np.asarray(values, np.float32) - low) / max(window, 1e-6), 0, 1) * 255).astype(np.uint8)
+    shares: Array = np.clip((np.asarray(values, np.float32) - low) / max(window, 1e-6), 0, 1)
+    return np.round(shares * 255).astype(np.uint8)
 
 
 def planes(volume: Volume, view: View | None = None) -> tuple[Plane, Plane, Plane]:
@@ -201,7 +202,7 @@ def _coverage(old: int, new: int, start: float, step: float) -> tuple[Array, Arr
 
 
 def _along(values: Array, weights: Array, outside: Array, axis: int, fill: float) -> Array:
-    """`values` with one axis multiplied by `weights`; cells `outside` filled. Slice by slice, to stay small in memory."""
+    """`values` with one axis multiplied by `weights`; cells `outside` filled. Slice by slice, to save memory."""
     if axis == 0:
         out = (weights @ values.reshape(values.shape[0], -1).astype(np.float32)).reshape(-1, *values.shape[1:])
     elif axis == 1:

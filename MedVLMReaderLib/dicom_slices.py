@@ -1,0 +1,294 @@
+"""One DICOM image or frame at a time: where it lies, how its numbers are scaled, what tells it from its neighbours.
+
+Header text is never logged or shown, except a series' own description and codes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.geometry import Array
+from MedVLMReaderLib.voxels import narrowed, rescaled
+
+_MARKS = {  # what may tell apart two pictures of the same place, most telling first
+    "TemporalPositionIdentifier": "time", "TemporalPositionIndex": "time",
+    "EchoNumbers": "echo", "EchoTime": "echo time", "EffectiveEchoTime": "echo time",
+    "AcquisitionNumber": "acquisition", "FrameAcquisitionNumber": "acquisition",
+    "ImageType": "kind", "FrameType": "kind",
+    "DiffusionBValue": "b-value", "TriggerTime": "trigger time", "NominalCardiacTriggerDelayTime": "trigger time",
+    "StackID": "stack",
+}  # fmt: skip
+_MARK_GROUPS = (
+    "FrameContentSequence", "MREchoSequence", "MRDiffusionSequence", "MRImageFrameTypeSequence",
+    "CTImageFrameTypeSequence", "CardiacSynchronizationSequence",
+)  # fmt: skip
+_TAGS = [
+    "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "PatientName", "PatientID",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored",
+    "PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+    "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_MARKS,
+]  # fmt: skip
+_NO_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR"}  # pixels that are drawn or computed on a scan
+_RAS = np.array([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class SeriesHeader:
+    """What all images of a series share."""
+
+    uid: str
+    number: int | None
+    description: str
+    modality: str
+    hounsfield: bool
+    """Whether the rescaled numbers are said, or by the standard taken, to be Hounsfield units."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One picture and its place; its pixels are still in the file."""
+
+    path: Path
+    frame: int | None
+    """Which frame of the file; None where the file is one picture."""
+    uid: str
+    header: SeriesHeader
+    shape: tuple[int, int]
+    """Rows, columns."""
+    position: Array
+    """(r, a, s) mm of the first pixel."""
+    down: Array
+    """(3,) mm from a pixel to the one below."""
+    across: Array
+    """(3,) mm from a pixel to the one on the right."""
+    slope: float
+    intercept: float
+    mirror: int | None
+    """The smallest and the largest storable number added up, where small numbers are bright; else None."""
+    marks: tuple[tuple[str, str], ...]
+    """(name, value) of what may tell it from others at the same place."""
+
+    @property
+    def normal(self) -> Array:
+        """(3,) unit vector from slice to slice."""
+        normal = np.cross(self.across, self.down)
+        return np.asarray(normal / np.linalg.norm(normal))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file begins as DICOM does, with or without its preamble."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    bare = start[:2] in (b"\x08\x00", b"\x02\x00") and start[3:4] == b"\x00" and len(start) == 132
+    return start[128:] == b"DICM" or bare
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom prints odd values, which may name a patient: not here."""
+    log = logging.getLogger("pydicom")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+
+
+def header_of(path: Path) -> Any:
+    """The header, the tags that this reader knows only. Raises ReaderError where it is damaged."""
+    import pydicom
+
+    try:
+        with quiet():
+            return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+    except Exception:  # a damaged header makes the parser raise anything; its words may hold header text
+        raise ReaderError("A DICOM header is damaged. Copy or export the series again.") from None
+
+
+def slices_of(path: Path) -> tuple[list[Slice], bool]:
+    """The pictures of a file that have a place in the patient, and whether the file is a picture at all.
+
+    None for reports, drawings, colours and screenshots. Raises ReaderError where the header is damaged.
+    """
+    header = header_of(path)
+    try:
+        with quiet():
+            return list(_slices(header, path)), "Rows" in header and _code(header.get("Modality")) not in _NO_SCANS
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):  # a value not as its tag says
+        raise ReaderError("A DICOM header is damaged. Copy or export the series again.") from None
+
+
+def _slices(header: Any, path: Path) -> Iterator[Slice]:
+    modality = _code(header.get("Modality"))
+    if "Rows" not in header or modality in _NO_SCANS or int(header.get("SamplesPerPixel", 1) or 1) != 1:
+        return
+    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    if not photometric.startswith("MONOCHROME"):
+        return
+    shared = _series(header, modality)
+    frames = int(header.get("NumberOfFrames", 1) or 1)
+    grouped = "PerFrameFunctionalGroupsSequence" in header
+    if frames > 1 and not grouped:
+        return
+    for frame in range(len(header.PerFrameFunctionalGroupsSequence)) if grouped else (None,):
+        yield from _slice(header, frame, frames, path, shared, photometric)
+
+
+def _slice(
+    header: Any, frame: int | None, frames: int, path: Path, shared: SeriesHeader, photometric: str
+) -> Iterator[Slice]:
+    position = _numbers(_value(header, frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
+    turn = _numbers(_value(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
+    spacing = _numbers(_value(header, frame, "PixelMeasuresSequence", "PixelSpacing"), 2)
+    axes = None if turn is None else _axes(turn)
+    if position is None or axes is None or spacing is None or spacing.min() <= 0:
+        return
+    scale = [_value(header, frame, "PixelValueTransformationSequence", f"Rescale{x}") for x in ("Slope", "Intercept")]
+    slope, intercept = (float(default if x in (None, "") else x) for x, default in zip(scale, (1, 0), strict=True))
+    yield Slice(
+        path,
+        frame if frames > 1 else None,
+        f"{header.get('SOPInstanceUID', path)}:{frame}",
+        shared,
+        (int(header.Rows), int(header.Columns)),
+        position * _RAS,
+        axes[1] * spacing[0],  # the first spacing is between rows
+        axes[0] * spacing[1],
+        slope,
+        intercept,
+        _mirror(header) if photometric == "MONOCHROME1" and shared.modality != "CT" else None,  # HU stay what they are
+        tuple(_marks(header, frame)),
+    )
+
+
+def _series(header: Any, modality: str) -> SeriesHeader:
+    number = header.get("SeriesNumber")
+    kind = _value(header, 0 if "PerFrameFunctionalGroupsSequence" in header else None,
+                  "PixelValueTransformationSequence", "RescaleType")  # fmt: skip
+    return SeriesHeader(
+        str(header.get("SeriesInstanceUID") or ""),
+        int(number) if number not in (None, "") else None,
+        _described(header),
+        modality,
+        str(kind or "HU").strip().upper() in ("HU", "US", "HU_MOD"),
+    )
+
+
+def _described(header: Any) -> str:
+    """The series' description on one line, without the patient's name or number should someone have typed it there."""
+    text = re.sub(r"[^\w\s.,;:+*/()\[\]<>=%&#'-]", " ", str(header.get("SeriesDescription") or ""))
+    identity = f"{header.get('PatientName') or ''} {header.get('PatientID') or ''}"
+    for word in re.split(r"[\s^=,]+", identity):
+        if len(word) >= 3:
+            text = re.sub(re.escape(word), "", text, flags=re.IGNORECASE)
+    return " ".join(text.split())[:64]
+
+
+def _code(value: Any) -> str:
+    """A DICOM code: capitals, digits, underscores; nothing else passes."""
+    return re.sub(r"[^A-Z0-9_]", "", str(value or "").upper())[:16]
+
+
+def _numbers(value: Any, count: int) -> Array | None:
+    """(count,) float64, or None where the header has not so many finite numbers."""
+    if value is None or value == "" or len(value) != count:
+        return None
+    numbers = np.array([float(x) for x in value])
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def _axes(turn: Array) -> Array | None:
+    """(2, 3) unit vectors (r, a, s) across and down; None where the header's are no axes at right angles."""
+    across, down = turn[:3] * _RAS, turn[3:] * _RAS
+    lengths = np.linalg.norm([across, down], axis=1)
+    if np.abs(lengths - 1).max() > 0.01 or abs(across @ down) > 0.01:
+        return None
+    across = across / lengths[0]
+    down = down - (down @ across) * across  # rounded digits in the header
+    return np.stack([across, down / np.linalg.norm(down)])
+
+
+def _value(header: Any, frame: int | None, sequence: str, keyword: str) -> Any:
+    """A value of a frame: its own, else shared by all frames, else the file's; None where there is none."""
+    for item in _items(header, frame, sequence):
+        if keyword in item:
+            return item[keyword].value
+    return header[keyword].value if keyword in header else None
+
+
+def _items(header: Any, frame: int | None, sequence: str) -> Iterator[Any]:
+    if frame is not None:
+        yield from header.PerFrameFunctionalGroupsSequence[frame].get(sequence) or []
+        for groups in header.get("SharedFunctionalGroupsSequence") or []:
+            yield from groups.get(sequence) or []
+
+
+def _marks(header: Any, frame: int | None) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for keyword, name in _MARKS.items():
+        values = (_value(header, frame, group, keyword) for group in (_MARK_GROUPS if frame is not None else ("",)))
+        value = next((value for value in values if value not in (None, "")), None)
+        if value is not None and name not in seen:
+            seen.add(name)
+            parts = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
+            yield name, " ".join(re.sub(r"[^\w.+-]", "", str(part))[:16] for part in parts[:6])
+
+
+def pictures(slices: list[Slice]) -> list[Array]:
+    """(rows, columns) numbers of each slice, rescaled. Raises ReaderError where pixels are missing or stay packed."""
+    members: dict[Path, list[int]] = {}
+    for n, one in enumerate(slices):
+        members.setdefault(one.path, []).append(n)
+    out: dict[int, Array] = {}
+    for path, numbers in members.items():
+        pixels = _pixels(path)
+        for n in numbers:
+            frame = slices[n].frame
+            out[n] = _scaled(pixels if frame is None else pixels[frame], slices[n])
+    return [out[n] for n in range(len(slices))]
+
+
+def _scaled(stored: Array, one: Slice) -> Array:
+    if one.mirror is not None and stored.dtype.kind in "iu":
+        stored = narrowed(one.mirror - stored.astype(np.int32))
+    return rescaled(stored, one.slope, one.intercept)
+
+
+def _mirror(header: Any) -> int:
+    return -1 if int(header.get("PixelRepresentation", 0) or 0) else 2 ** int(header.get("BitsStored", 16) or 16) - 1
+
+
+def _pixels(path: Path) -> Array:
+    import pydicom
+    from pydicom.pixels.processing import apply_modality_lut
+
+    name = "an unknown transfer syntax"
+    try:
+        with quiet():
+            dataset = pydicom.dcmread(path, force=True)
+            name = dataset.file_meta.TransferSyntaxUID.name
+            pixels: Array = dataset.pixel_array
+            if "ModalityLUTSequence" in dataset:
+                pixels = apply_modality_lut(pixels, dataset)
+            return pixels
+    except Exception:  # decoders raise anything, and their words may hold header text
+        raise ReaderError(
+            f"The pixels of a slice ({name}) are cut short or cannot be decoded. Copy or export the series again; "
+            "if it is whole, install pylibjpeg, pylibjpeg-libjpeg and pylibjpeg-openjpeg."
+        ) from None

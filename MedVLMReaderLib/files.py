@@ -1,0 +1,112 @@
+"""Read any scan: a DICOM file or folder, NIfTI, NRRD or MetaImage, as one `Volume` in patient space."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from MedVLMReaderLib import ReaderError, dicom
+from MedVLMReaderLib.geometry import LPS, Array, Grid
+from MedVLMReaderLib.nifti import is_nifti, read_nifti
+from MedVLMReaderLib.stack import straightened
+from MedVLMReaderLib.volume import Modality, Volume
+from MedVLMReaderLib.voxels import MIN_SLICES, finite, looks_like_ct, narrowed
+
+_ITK = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+
+Parts = tuple[Array, Grid, tuple[str, ...]]
+
+
+def read(path: str | Path, series: str | None = None) -> Volume:
+    """The scan at `path`: a DICOM folder, one file of a DICOM series (the whole series), NIfTI, NRRD or MetaImage.
+
+    `series` names one of several DICOM series by number, UID or a unique part of the UID. Raises ReaderError for
+    anything that is not one readable volume.
+    """
+    place = Path(path).expanduser()
+    _check_readable(place)
+    if place.is_dir() or dicom.is_dicom(place):
+        return dicom.read_series(place, series)
+    if series is not None:
+        raise ReaderError(f"'{place}' is not DICOM and has no series; leave --series away.")
+    values, grid, notes = read_nifti(place) if is_nifti(place) else _read_with_itk(place)
+    try:
+        values, filled = finite(values)
+        values, grid, straight = straightened(values, grid)
+    except ReaderError as error:
+        raise ReaderError(f"'{place}' cannot be read. {error}") from error
+    modality: Modality = "CT" if looks_like_ct(values) else ""
+    return Volume(values, grid, modality, _key(place), notes + filled + straight)
+
+
+def _check_readable(place: Path) -> None:
+    try:
+        exists = place.exists()
+    except OSError:
+        exists = False
+    if not exists:
+        raise ReaderError(f"'{place}' does not exist. Check the path.")
+    if not os.access(place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
+        raise ReaderError(f"'{place}' may not be read by this user. Ask for permission or copy it elsewhere.")
+    if place.is_file() and place.stat().st_size == 0:
+        raise ReaderError(f"'{place}' is empty. Copy or export it again.")
+
+
+def _key(place: Path) -> str:
+    """An opaque name for the file as it is now."""
+    state = place.stat()
+    return hashlib.sha256(f"{place.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:16]
+
+
+def _read_with_itk(place: Path) -> Parts:
+    """NRRD and MetaImage, in ITK's frame."""
+    import SimpleITK as sitk
+
+    kind = _ITK.get(place.suffix.lower())
+    if kind is None:
+        raise ReaderError(f"'{place}' is not a scan that can be read. Known: DICOM, NIfTI, NRRD, MHA.")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(kind)
+    reader.SetFileName(str(place))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ReaderError(f"'{place}' is not {place.suffix[1:].upper()} or its header is damaged.") from error
+    _check_one_grey_volume(reader, place)
+    try:
+        image = reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise ReaderError(f"'{place}' is damaged or cut short: voxels are missing. Copy or export it again.") from error
+    while image.GetDimension() > 3:
+        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
+    try:
+        grid = Grid(image.GetSize()[::-1], _affine(image))
+    except ValueError as error:
+        raise ReaderError(f"The frame in '{place}' cannot be inverted. {error} Export the scan again.") from error
+    return narrowed(sitk.GetArrayFromImage(image)), grid, ()
+
+
+def _check_one_grey_volume(reader: Any, place: Path) -> None:
+    size = [*reader.GetSize(), 1][: max(3, reader.GetDimension())]
+    if reader.GetNumberOfComponents() > 1:
+        count = reader.GetNumberOfComponents()
+        raise ReaderError(
+            f"'{place}' holds {count} values a voxel (colours or vectors); a scan has one. Convert it to greyscale."
+        )
+    frames = int(np.prod(size[3:]))
+    if frames > 1:
+        raise ReaderError(f"'{place}' holds {frames} volumes in a row (4-D). Extract one of them and read that.")
+    if min(size[:3]) < MIN_SLICES:
+        raise ReaderError(f"'{place}' has only {min(size[:3])} slice; a volume needs at least {MIN_SLICES}.")
+
+
+def _affine(image: Any) -> Array:
+    """(4, 4) from (k, j, i, 1) to (r, a, s, 1) of a SimpleITK image."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.asarray((LPS @ affine)[:, [2, 1, 0, 3]])
