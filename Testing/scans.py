@@ -66,7 +66,7 @@ def mr_series(target: Path) -> None:
 def skull_ct(target: Path) -> None:
     """Head CT in Hounsfield units, 108 slices of 256 x 256 (GPL-2), from Debian's invesalius-examples.
 
-    The file has no frame: InVesalius keeps slices from the feet up and rows from the back; columns are taken to the left.
+    The file has no frame: InVesalius keeps slices from the feet up, rows from the back; columns are taken to the left.
     """
     import numpy as np
     import SimpleITK as sitk

@@ -36,7 +36,7 @@ class Rule:
 
 
 GROUND = "geometry volume study truth"
-MADE = "anatomy phantom phantom_report"
+MADE = "anatomy planting phantom phantom_report"
 LEARNED = "models models.* weights attention preparation reading resources"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -52,7 +52,8 @@ RULES = {
     "study": Rule("geometry volume", "numpy"),
     "truth": Rule(),
     "anatomy": Rule("geometry volume truth", "numpy scipy"),
-    "phantom": Rule("geometry volume study truth anatomy", "numpy scipy"),
+    "planting": Rule("geometry volume truth anatomy", "numpy"),
+    "phantom": Rule("geometry volume study truth anatomy planting", "numpy scipy"),
     "phantom_report": Rule("truth"),
     "heatmap": Rule("geometry volume", "numpy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
