@@ -20,7 +20,7 @@ from MedVLMReaderLib.stack import SAME_PLACE_MM, stacked
 from MedVLMReaderLib.volume import Modality, PlaneName, Volume
 from MedVLMReaderLib.voxels import MIN_SLICES, finite, joined
 
-__all__ = ["Series", "is_dicom", "list_series", "read_series"]
+__all__ = ["Series", "check_readable", "is_dicom", "list_series", "read_series"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,25 @@ def read_series(path: str | Path, series: str | None = None) -> Volume:
     return Volume(volume.values, volume.grid, volume.modality, volume.source, notes)
 
 
+def check_readable(place: Path) -> None:
+    """Raises ReaderError where a file or folder is missing, locked or empty."""
+    try:
+        exists = place.exists()
+    except OSError:
+        exists = False
+    if not exists:
+        raise ReaderError(f"'{place}' does not exist. Check the path.")
+    if not os.access(place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
+        raise ReaderError(f"'{place}' may not be read by this user. Ask for permission or copy it elsewhere.")
+    if place.is_file() and place.stat().st_size == 0:
+        raise ReaderError(f"'{place}' is empty. Copy or export it again.")
+
+
 def _stacks(place: Path, series: str | None) -> tuple[list[_Stack], _Found]:
     """All volumes to choose from, by number; for a file, those that hold it unless another series is named."""
+    if place.name.upper() == "DICOMDIR" and place.is_file():
+        place = place.parent  # the index of a disc stands for the disc
+    check_readable(place)
     found = _found(place)
     by_series: dict[tuple[str, int | None], list[Slice]] = {}
     for one in found.slices:
@@ -119,7 +136,9 @@ def _by_number(stack: _Stack) -> tuple[float, str, int]:
 
 def _found(place: Path) -> _Found:
     """Every placed picture under a folder, or in the folder of a file."""
-    if place.is_file() and is_dicom(place) and place.name.upper() != "DICOMDIR":
+    if place.is_file() and not is_dicom(place):
+        return _Found([], 0, 0)
+    if place.is_file():
         own, picture = _slices_or_none(place)
         if own is None:
             raise ReaderError(f"The DICOM header of '{place}' is damaged. Copy or export the series again.")
@@ -127,7 +146,7 @@ def _found(place: Path) -> _Found:
             return _Found(own, int(picture and not own), 0)
         paths: Iterator[Path] = (path for path in sorted(place.parent.iterdir()) if path.is_file())
     else:
-        paths = _under(place if place.is_dir() else place.parent)
+        paths = _under(place)
     slices: list[Slice] = []
     unplaced = damaged = 0
     for path in paths:

@@ -39,6 +39,7 @@ _TAGS = [
     "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_MARKS,
 ]  # fmt: skip
 _NO_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR"}  # pixels that are drawn or computed on a scan
+_DAMAGED = "A DICOM header is damaged. Copy or export the series again."
 _RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -118,7 +119,7 @@ def header_of(path: Path) -> Any:
         with quiet():
             return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
     except Exception:  # a damaged header makes the parser raise anything; its words may hold header text
-        raise ReaderError("A DICOM header is damaged. Copy or export the series again.") from None
+        raise ReaderError(_DAMAGED) from None
 
 
 def slices_of(path: Path) -> tuple[list[Slice], bool]:
@@ -127,11 +128,19 @@ def slices_of(path: Path) -> tuple[list[Slice], bool]:
     None for reports, drawings, colours and screenshots. Raises ReaderError where the header is damaged.
     """
     header = header_of(path)
+    picture = "Rows" in header and _code(header.get("Modality")) not in _NO_SCANS
+    if "Rows" not in header and _says_image(header):
+        raise ReaderError(_DAMAGED)  # cut short before its size
     try:
         with quiet():
-            return list(_slices(header, path)), "Rows" in header and _code(header.get("Modality")) not in _NO_SCANS
+            return list(_slices(header, path)), picture
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):  # a value not as its tag says
-        raise ReaderError("A DICOM header is damaged. Copy or export the series again.") from None
+        raise ReaderError(_DAMAGED) from None
+
+
+def _says_image(header: Any) -> bool:
+    kind = getattr(header.file_meta, "MediaStorageSOPClassUID", None)
+    return kind is not None and kind.name.endswith(("CT Image Storage", "MR Image Storage"))
 
 
 def _slices(header: Any, path: Path) -> Iterator[Slice]:
@@ -247,7 +256,13 @@ def _marks(header: Any, frame: int | None) -> Iterator[tuple[str, str]]:
         if value is not None and name not in seen:
             seen.add(name)
             parts = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
-            yield name, " ".join(re.sub(r"[^\w.+-]", "", str(part))[:16] for part in parts[:6])
+            yield name, " ".join(_short(part) for part in parts[:6])
+
+
+def _short(value: Any) -> str:
+    """A number without idle zeros, or the letters, digits and signs of a code."""
+    text = re.sub(r"[^\w.+-]", "", str(value))[:16]
+    return f"{float(value):g}" if isinstance(value, (int, float)) else text
 
 
 def pictures(slices: list[Slice]) -> list[Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def read(path: str | Path, series: str | None = None) -> Volume:
     anything that is not one readable volume.
     """
     place = Path(path).expanduser()
-    _check_readable(place)
+    dicom.check_readable(place)
     if place.is_dir() or dicom.is_dicom(place):
         return dicom.read_series(place, series)
     if series is not None:
@@ -41,19 +40,6 @@ def read(path: str | Path, series: str | None = None) -> Volume:
         raise ReaderError(f"'{place}' cannot be read. {error}") from error
     modality: Modality = "CT" if looks_like_ct(values) else ""
     return Volume(values, grid, modality, _key(place), notes + filled + straight)
-
-
-def _check_readable(place: Path) -> None:
-    try:
-        exists = place.exists()
-    except OSError:
-        exists = False
-    if not exists:
-        raise ReaderError(f"'{place}' does not exist. Check the path.")
-    if not os.access(place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
-        raise ReaderError(f"'{place}' may not be read by this user. Ask for permission or copy it elsewhere.")
-    if place.is_file() and place.stat().st_size == 0:
-        raise ReaderError(f"'{place}' is empty. Copy or export it again.")
 
 
 def _key(place: Path) -> str:
