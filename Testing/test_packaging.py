@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from packaging.utils import canonicalize_name
 import MedVLMReaderLib
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.resources import resource, resources_folder
+from Testing.list_scripts import FOLDERS, listed, scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "Resources"
@@ -79,13 +79,6 @@ def check_resources(found: dict[str, str], library: Path, checkout: Path) -> Non
     assert Path(found.pop("")) == library / "__init__.py"
     assert found == {name: str(library / "Resources" / name) for name in RESOURCES}
     assert all(Path(path).read_bytes() == (checkout / "Resources" / name).read_bytes() for name, path in found.items())
-
-
-def listed(cmake: Path) -> list[str]:
-    """The scripts that a CMakeLists.txt names."""
-    block = re.search(r"set\(MODULE_PYTHON_SCRIPTS\s(.*?)\)", cmake.read_text(), re.DOTALL)
-    assert block is not None
-    return block[1].split()
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +153,10 @@ def test_resources_are_found_from_an_installed_slicer_extension(checkout: Path, 
         assert {path.name for path in modules.glob("*.py")} == {path.name for path in ROOT.glob("MedVLMReader/*.py")}
 
 
-@pytest.mark.parametrize("folder", ["MedVLMReader", "MedVLMReaderLib"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_cmake_lists_every_script_and_no_other(folder: str) -> None:
-    place = ROOT / folder
-    scripts = {path.relative_to(place).as_posix() for path in place.rglob("*.py") if "Testing" not in path.parts}
-    names = listed(place / "CMakeLists.txt")
-    assert sorted(names) == sorted(scripts), (
-        f"{folder}/CMakeLists.txt lacks {sorted(scripts - set(names))} and names {sorted(set(names) - scripts)} in vain"
-    )
+    named, there = set(listed(ROOT / folder)), set(scripts(ROOT / folder))
+    assert (sorted(there - named), sorted(named - there)) == ([], []), "missing, in vain: run 'make lists'"
 
 
 def test_nothing_that_may_not_be_depended_on_is(wheel: Path) -> None:
