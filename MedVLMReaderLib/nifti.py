@@ -138,7 +138,8 @@ def _voxels(header: _Header, path: Path, shape: tuple[int, int, int], dtype: np.
             stream.seek(offset)
             if out is None or not _filled(out, stream):
                 raise EOFError
-            stream.read(1)  # at the end of a compressed stream, its checksum is tested
+            while stream.read(1 << 20):  # the checksum of a compressed stream is tested at its end
+                pass
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ReaderError(f"'{path}' is damaged or cut short: voxels are missing. Copy or export it again.") from error
     return out

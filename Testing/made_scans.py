@@ -119,7 +119,7 @@ def write_series(
         ]
         header.PixelSpacing = [f"{x:.10f}"[:16] for x in grid.spacing[1:]]
         stored = values[n]
-        if modality == "CT" and intercept is not None or slope != 1:
+        if (modality == "CT" and intercept is not None) or slope != 1:
             header.RescaleSlope, header.RescaleIntercept = slope, intercept if modality == "CT" else 0
             stored = np.rint((stored - float(header.RescaleIntercept)) / slope)
         put_pixels(header, np.ascontiguousarray(stored.astype(np.int16 if stored.min() < 0 else np.uint16)))

@@ -253,7 +253,7 @@ def test_tilted_series_with_a_missing_slice_is_filled_and_straightened(tmp_path)
     write_series(tmp_path, field, grid, skip=(6,), intercept=0, modality="MR")
     volume = read(tmp_path)
     assert len(volume.notes) == 2
-    inside = np.argwhere(np.ones((8, 20, 10))) + [2, 5, 5]
+    inside = np.array([2, 5, 5]) + np.argwhere(np.ones((8, 20, 10)))
     places = grid.to_world(inside)
     index = volume.grid.to_index(places)
     nearest = volume.grid.to_world(np.rint(index))
