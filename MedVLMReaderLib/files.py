@@ -63,16 +63,13 @@ def _read_with_itk(place: Path) -> Parts:
     except RuntimeError as error:
         raise ReaderError(f"'{place}' is not {place.suffix[1:].upper()} or its header is damaged.") from error
     _check_one_grey_volume(reader, place)
+    grid = _grid(reader, place)
     try:
         image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
         raise ReaderError(f"'{place}' is damaged or cut short: voxels are missing. Copy or export it again.") from error
     while image.GetDimension() > 3:
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
-    try:
-        grid = Grid(image.GetSize()[::-1], _affine(image))
-    except ValueError as error:
-        raise ReaderError(f"The frame in '{place}' cannot be inverted. {error} Export the scan again.") from error
     return narrowed(sitk.GetArrayFromImage(image)), grid, ()
 
 
@@ -90,9 +87,14 @@ def _check_one_grey_volume(reader: Any, place: Path) -> None:
         raise ReaderError(f"'{place}' has only {min(size[:3])} slice; a volume needs at least {MIN_SLICES}.")
 
 
-def _affine(image: Any) -> Array:
-    """(4, 4) from (k, j, i, 1) to (r, a, s, 1) of a SimpleITK image."""
+def _grid(reader: Any, place: Path) -> Grid:
+    """Where ITK's header says that the voxels lie. Raises ReaderError where they would have no volume."""
+    n = reader.GetDimension()
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return np.asarray((LPS @ affine)[:, [2, 1, 0, 3]])
+    affine[:3, :3] = np.reshape(reader.GetDirection(), (n, n))[:3, :3] * reader.GetSpacing()[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    i, j, k = (int(size) for size in reader.GetSize()[:3])
+    try:
+        return Grid((k, j, i), (LPS @ affine)[:, [2, 1, 0, 3]])
+    except ValueError as error:
+        raise ReaderError(f"The frame in '{place}' cannot be inverted. {error} Export the scan again.") from error

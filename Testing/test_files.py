@@ -186,6 +186,34 @@ def test_frame_without_volume_is_refused(tmp_path, rows, sform, qform, pixdim):
         read(tmp_path / "scan.nii")
 
 
+@pytest.mark.parametrize(
+    ("ending", "old", "new"),
+    [
+        ("mha", b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 1 0"),
+        ("mha", b"Matrix = 1 0 0 0 1 0 0 0 1", b"Matrix = 1 0 0 0 1 0 0 0 0"),
+        ("nrrd", b"(0,1,0) (0,0,1)", b"(0,1,0) (1,0,0)"),
+    ],
+    ids=["zero spacing", "flat matrix", "flat directions"],
+)
+def test_frame_without_volume_is_refused_in_nrrd_and_mha(tmp_path, ending, old, new):
+    path = tmp_path / f"scan.{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(tissue(SHAPE)), str(path))
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(ReaderError, match="cannot be inverted"):
+        read(path)
+
+
+def test_leaning_mha_is_straightened(tmp_path):
+    path = tmp_path / "scan.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(tissue(SHAPE)), str(path))
+    leaning = b"Matrix = 1 0 0 0 1 0 0.3 0 1"
+    path.write_bytes(path.read_bytes().replace(b"Matrix = 1 0 0 0 1 0 0 0 1", leaning))
+    volume = read(path)
+    assert volume.grid.is_orthogonal
+    assert "lean by 16.7 degrees" in volume.notes[0]
+
+
 def test_voxel_sizes_of_zero_do_not_matter_where_the_matrix_holds(tmp_path):
     grid = oblique_grid(SHAPE)
     write_nifti(tmp_path / "scan.nii", tissue(SHAPE), rows_of(grid), pixdim=(1, 0, 0, 0))
