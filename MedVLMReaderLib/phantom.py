@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from MedVLMReaderLib.anatomy import HALF_HEIGHT, LABELS, Anatomy, Blob, Crescent, Paint, Shape, made_anatomy
+from MedVLMReaderLib.anatomy import HALF_HEIGHT, LABELS, Anatomy, Paint, made_anatomy
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.planting import KINDS, Planted, acquired, planted, sided
+from MedVLMReaderLib.shapes import Blob, Crescent, Shape
 from MedVLMReaderLib.truth import STRUCTURES, Finding, Phase, Side, Truth
 from MedVLMReaderLib.volume import PLANES, PlaneName, Volume
 
@@ -57,8 +58,7 @@ class _Plan:
 
 def made_truth(seed: int, *, mirrored: bool = False) -> Truth:
     """The truth of `made_study(seed)`, without rendering it."""
-    plan = _planned(seed)
-    return _placed(plan, mirrored)[0]
+    return _placed(_planned(seed), mirrored)[0]
 
 
 def made_study(seed: int, *, mirrored: bool = False) -> Study:
@@ -126,9 +126,9 @@ def _planned(seed: int) -> _Plan:
     anatomy = made_anatomy(rng)
     extras, values = _extras(rng, anatomy, modality, values, noise)
     obstacles = [(p.shape.centre, float(p.shape.half.max())) for p in extras if isinstance(p.shape, Blob)]
-    found, grid = _findings(rng, anatomy, plane, oblique, obstacles)
+    found, grid, in_view = _findings(rng, anatomy, plane, oblique, obstacles)
     found.sort(key=lambda planted: _rank(planted.finding))
-    truth = Truth(seed, modality, phase, plane, _in_view(anatomy, grid), tuple(f.finding for f in found))
+    truth = Truth(seed, modality, phase, plane, in_view, tuple(f.finding for f in found))
     return _Plan(truth, anatomy, grid, offset, tuple(found), tuple(extras), values, noise, blur)
 
 
@@ -136,55 +136,73 @@ _WEIGHTS = np.array([3.0 if kind == "effusion" else 1.0 for kind in KINDS])
 _ODDS = _WEIGHTS / _WEIGHTS.sum()  # an effusion needs a large field and comes once a side: tried more often
 
 
-def _findings(rng: np.random.Generator, anatomy: Anatomy, plane: PlaneName, oblique: bool,
-              obstacles: list[tuple[Array, float]]) -> tuple[list[Planted], Grid]:  # fmt: skip
-    """What is found, and a field of view that holds it: the first finding is planted before the field is chosen.
+def _findings(
+    rng: np.random.Generator, anatomy: Anatomy, plane: PlaneName, oblique: bool, obstacles: list[tuple[Array, float]]
+) -> tuple[list[Planted], Grid, tuple[tuple[str, Side], ...]]:
+    """What is found, a field of view that holds it, and the structures in view.
 
-    So kinds stay balanced although small fields show only some organs.
+    The first finding is planted before the field is chosen: kinds stay balanced although small fields show few organs.
     """
+    raster = _raster(anatomy)
     count = 0 if rng.random() < 0.3 else int(rng.choice([1, 2, 3, 4, 5], p=(0.35, 0.25, 0.2, 0.12, 0.08)))
     if not count:
-        return [], acquired(rng, anatomy, plane, None, oblique)
+        grid = acquired(rng, anatomy, plane, None, oblique)
+        return [], grid, raster.in_view(grid)
     kind, first = KINDS[int(rng.integers(len(KINDS)))], None
     while first is None:
         first = planted(rng, anatomy, kind, [], obstacles, None)
     grid = acquired(rng, anatomy, plane, first.extent, oblique)
-    while not grid.contains(first.extent).all():  # a turned box may lose it
-        grid = acquired(rng, anatomy, plane, first.extent, False)
-    found = [first]
+    while not (grid.contains(first.extent).all() and first.structure in raster.in_view(grid)):
+        grid = acquired(rng, anatomy, plane, first.extent, False)  # a turned box may lose it
+    found, in_view = [first], raster.in_view(grid)
     for _ in range(12 * (count - 1)):
         kind = kind if rng.random() < 0.3 else KINDS[int(rng.choice(len(KINDS), p=_ODDS))]
         another = planted(rng, anatomy, kind, found, obstacles, grid)
-        found += [another] if another else []
+        found += [another] if another and another.structure in in_view else []
         if len(found) == count:
             break
-    return found, grid
+    return found, grid, in_view
 
 
-def _in_view(anatomy: Anatomy, grid: Grid) -> tuple[tuple[str, Side], ...]:
-    """The structures of which at least a quarter lies in `grid`, seen on an 8 mm raster of the whole torso."""
+@dataclass(frozen=True, eq=False)
+class _Raster:
+    """The organs of a whole torso on an 8 mm raster."""
+
+    places: Array
+    """(n, 3), those within organs."""
+    labels: Array
+    """(n,)"""
+
+    def in_view(self, grid: Grid) -> tuple[tuple[str, Side], ...]:
+        """The structures of which at least a quarter lies in `grid`."""
+        inside, shown = grid.contains(self.places), []
+        for organ, side in STRUCTURES:
+            organ_cells = inside[
+                self.labels == LABELS.index(f"{'lung' if organ == 'pleura' else organ} {side}".strip())
+            ]
+            if organ_cells.size and organ_cells.mean() >= 0.25:
+                shown.append((organ, side))
+        return tuple(shown)
+
+
+def _raster(anatomy: Anatomy) -> _Raster:
     half = np.array([*anatomy.half[:2], HALF_HEIGHT])
     steps = np.ceil(2 * half / 8).astype(int)
     affine = np.diag([8.0, 8.0, 8.0, 1.0])
     affine[:3, 3] = -4.0 * (steps - 1)
-    raster = Grid((steps[0], steps[1], steps[2]), affine)
-    canvas = _Canvas(raster, 1)
+    grid = Grid((steps[0], steps[1], steps[2]), affine)
+    canvas = _Canvas(grid, 1)
     for paint in anatomy.paints:
         if paint.label is not None:
             canvas.label(paint)
     places = np.argwhere(canvas.labels > 1)
-    labels = canvas.labels[tuple(places.T)]
-    inside = grid.contains(raster.to_world(places))
-    shown = {}
-    for organ, side in STRUCTURES:
-        of_organ = labels == LABELS.index(f"{'lung' if organ == 'pleura' else organ} {side}".strip())
-        shown[organ, side] = of_organ.any() and inside[of_organ].mean() >= 0.25
-    return tuple(structure for structure in STRUCTURES if shown[structure])
+    return _Raster(grid.to_world(places), canvas.labels[tuple(places.T)])
 
 
 _CT = {
     "gas": -990, "lung": -850, "fat": -100, "muscle": 50, "mediastinum": 0, "heart muscle": 48, "blood": 45,
-    "liver": 60, "liver vessel": 45, "spleen": 50, "kidney": 35, "bowel": 35, "cortex": 400, "marrow": 215, "disc": 80, "canal": 20,
+    "liver": 60, "liver vessel": 45, "spleen": 50, "kidney": 35, "bowel": 35, "cortex": 400, "marrow": 215, "disc": 80,
+    "canal": 20,
     "fluid": 15, "outside": -1000,
 }  # fmt: skip
 _CT_SPREAD = {"lung": 30, "fat": 10, "cortex": 80, "marrow": 35, "bowel": 15}
@@ -216,8 +234,7 @@ def _extras(rng: np.random.Generator, anatomy: Anatomy, modality: str, values: d
             ) -> tuple[list[Paint], dict[str, float]]:  # fmt: skip
     """Renal cysts and calcified nodes, with the values of their tissues, which make a study harder to read."""
     extras, kidney = [], values["kidney"]
-    cysts = int(rng.integers(1, 3)) if rng.random() < 0.3 else 0
-    for _ in range(cysts):
+    for _ in range(int(rng.integers(1, 3)) if rng.random() < 0.3 else 0):
         organ = [p.shape for p in anatomy.paints if p.name.startswith("kidney")][int(rng.integers(2))]
         assert isinstance(organ, Blob)
         # stones are dark on MR too: only larger cysts there, so that size tells the two apart
@@ -226,9 +243,8 @@ def _extras(rng: np.random.Generator, anatomy: Anatomy, modality: str, values: d
         spot = organ.centre + way / np.linalg.norm(way) * organ.half * 0.75
         side = "right" if organ.centre[0] > 0 else "left"
         extras.append(Paint(Blob(spot, np.full(3, radius)), "cyst", LABELS.index(f"kidney {side}")))
-    nodes = int(rng.integers(1, 4)) if rng.random() < 0.3 else 0
     middle = anatomy.mediastinum
-    for _ in range(nodes):
+    for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.3 else 0):
         spot = middle.centre + rng.uniform(-0.6, 0.6, 3) * middle.half * np.array([1, 0.6, 0.4])
         extras.append(Paint(Blob(spot, rng.uniform(1.5, 4, 3)), "calcium", None))
     calcium = values["mediastinum"] + rng.uniform(400, 900) if modality == "CT" else 0.05 * values["liver"]

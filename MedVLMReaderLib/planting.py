@@ -7,8 +7,9 @@ from typing import get_args
 
 import numpy as np
 
-from MedVLMReaderLib.anatomy import LABELS, Anatomy, Blob, Collapsed, Crescent, Lump, Paint, Shape
+from MedVLMReaderLib.anatomy import LABELS, Anatomy, Paint
 from MedVLMReaderLib.geometry import Array, Grid
+from MedVLMReaderLib.shapes import Blob, Collapsed, Crescent, Lump, Shape
 from MedVLMReaderLib.truth import ORGAN_OF, Finding, Kind, Side
 from MedVLMReaderLib.volume import PlaneName
 
@@ -55,9 +56,20 @@ class Planted:
     paints: tuple[Paint, ...] = ()
     """For a fracture: what takes the vertebra's place."""
 
+    @property
+    def structure(self) -> tuple[str, Side]:
+        """Where it lies, as in STRUCTURES."""
+        return self.finding.organ, self.finding.side
 
-def planted(rng: np.random.Generator, anatomy: Anatomy, kind: Kind, others: list[Planted], obstacles: list[tuple[Array, float]],
-            grid: Grid | None) -> Planted | None:  # fmt: skip
+
+def planted(
+    rng: np.random.Generator,
+    anatomy: Anatomy,
+    kind: Kind,
+    others: list[Planted],
+    obstacles: list[tuple[Array, float]],
+    grid: Grid | None,
+) -> Planted | None:
     """A new finding clear of the `others` and `obstacles` (centre, radius), within `grid`; None without room."""
     sides: tuple[Side, ...] = ("right", "left") if ORGAN_OF[kind] in ("lung", "pleura", "kidney") else ("",)
     side = sides[int(rng.integers(len(sides)))]
