@@ -26,7 +26,7 @@ class Seen:
     """A study after the encoder; kept for the whole chat."""
 
     features: tuple[Tensor, ...]
-    """The encoder's feature grids, one (cells, width) tensor for each grid of the token map, cells in (k, j, i) order."""
+    """The encoder's features, one (kept cells, width) tensor for each grid of the token map; see `Model.cells`."""
     tokens: Tensor
     """(visual tokens, decoder width): `features` through the model's projector, as the decoder reads them."""
     token_map: TokenMap
@@ -66,6 +66,9 @@ class Model(Protocol):
 
     def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:
         """(visual tokens, decoder width) from feature grids like those of `seen`; differentiable."""
+
+    def cells(self, seen: Seen) -> tuple[Tensor, ...]:
+        """For each grid, the flat cell of every row of `seen.features`."""
 
     def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
         """The decoder's input for the next answer. Differentiable in `seen.tokens`."""

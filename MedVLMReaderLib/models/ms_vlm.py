@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from MedVLMReaderLib.geometry import Grid, TokenMap
 from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import PLANES, View, Volume
+from MedVLMReaderLib.weights import fill, new_decoder, read_config, read_tensors, read_tokenizer, renamed
 
 NAMES = {
     "visual_encoder.": "slice_encoder.",
@@ -36,6 +38,10 @@ NAMES = {
 """Published tensor names -> ours, by their beginnings."""
 
 IMAGE = "{image}"
+
+MADE_STUDIES_ONLY = (
+    "This model has learned from made studies only. It shows how the reader works; what it says of a real scan means nothing."
+)
 
 CHUNK = 32
 """Slices encoded at a time: bounds memory, changes nothing."""
@@ -319,7 +325,6 @@ class Bridge(nn.Module):
         if sizes.places:
             self.place = nn.Linear(6 * sizes.places, sizes.slice_width)
             self.about_plane = nn.Linear(4, sizes.slice_width)
-            self.patch = nn.Linear(sizes.slice_width, sizes.slice_width)
 
     def forward(self, planes: Sequence[PlaneFeatures]) -> Tensor:
         """(latents, decoder width) visual tokens."""
@@ -338,7 +343,7 @@ class Bridge(nn.Module):
         slices = self.zformer((plane.slices + about)[None])[0]
         at = torch.div(plane.kept, plane.grid.shape[1] * plane.grid.shape[2], rounding_mode="floor")
         place = self.place(place_code(plane, self.places).to(plane.patches))
-        return torch.cat([slices, self.patch(plane.patches) + slices[at] + place])
+        return torch.cat([slices, plane.patches + slices[at] + place])
 
 
 def _about(plane: PlaneFeatures) -> Tensor:
@@ -359,11 +364,22 @@ def fourier(places_mm: Tensor, octaves: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+TISSUE = {"CT": -500.0, "MR": 0.2, "": 0.2}
+"""Mean of a patch that holds more than air: HU, or multiples of bright tissue."""
+
+
 def kept_patches(values: Any, modality: str, patch: int) -> Tensor:
-    """(kept,) flat indices of the patches of a stack (slices, rows, columns) that are not air."""
+    """(kept,) flat indices of the patches of a stack (slices, rows, columns) within the bounds of the body on each slice."""
     slices, rows, columns = values.shape
     means = values.reshape(slices, rows // patch, patch, columns // patch, patch).mean((2, 4))
-    return torch.from_numpy(np.flatnonzero(means > (-970.0 if modality == "CT" else 0.07)))
+    body = means > TISSUE[modality]
+    within = _between(body.any(2))[:, :, None] & _between(body.any(1))[:, None, :]
+    return torch.from_numpy(np.flatnonzero(within))
+
+
+def _between(found: Any) -> Any:
+    """(slices, n) bool: from the first to the last true of each row."""
+    return np.logical_or.accumulate(found, 1) & np.logical_or.accumulate(found[:, ::-1], 1)[:, ::-1]
 
 
 @dataclass(frozen=True)
@@ -389,7 +405,7 @@ class MSVLM(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.sizes, self.recipe, self.template, self.tokenizer = sizes, recipe, template, tokenizer
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.note = name, revision, ""
         self.slice_encoder = SliceEncoder(sizes)
         self.bridge = Bridge(sizes, decoder.config.hidden_size)
         self.decoder = decoder
@@ -407,7 +423,8 @@ class MSVLM(nn.Module):
         centre = volumes[0].grid.centre
         planes = tuple(self._plane(stack, centre) for volume in volumes for stack in stacks(volume, self.recipe))
         key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
-        said = tuple(dict.fromkeys(n for v in volumes for n in (*v.notes, *notes(v, self.recipe))))
+        assumed = [n for v in volumes for n in (*v.notes, *notes(v, self.recipe))]
+        said = tuple(dict.fromkeys([self.note, *assumed] if self.note else assumed))
         token_map = TokenMap(tuple(plane.grid for plane in planes))
         seen = SeenPlanes(tuple(p.patches for p in planes), torch.empty(0), token_map, self.recipe.to_json(), key, said, planes)
         return replace(seen, tokens=self.tokens(seen.features, seen))
@@ -467,3 +484,24 @@ class SeenPlanes(Seen):
     """A study after the slice encoder."""
 
     planes: tuple[PlaneFeatures, ...] = ()
+
+
+FIELDS = ("format", "system", "sizes", "recipe", "template", "decoder", "reads")
+
+
+def load(folder: Path, name: str) -> MSVLM:
+    """The model in a folder of config.json, tokenizer.json and model.safetensors; ReaderError where something is off."""
+    config = read_config(folder, FIELDS)
+    if (config["format"], config["system"]) != (1, "ms_vlm"):
+        raise ReaderError(f"'{folder}' holds a '{config['system']}' of format {config['format']}, not an MS-VLM of format 1.")
+    try:
+        sizes, recipe = Sizes.from_json(config["sizes"]), Recipe.from_json(config["recipe"])
+        template = Template(**config["template"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ReaderError(f"config.json of '{folder}' has a field that is not allowed, or lacks one: {error}.") from None
+    tensors, revision = read_tensors(folder)
+    tokenizer = read_tokenizer(folder, end=template.end)
+    model = MSVLM(sizes, recipe, template, new_decoder(config["decoder"]), tokenizer, name, revision)
+    fill(model, renamed(tensors, NAMES), tied=("decoder.lm_head.weight",) if config["decoder"]["tie_word_embeddings"] else ())
+    model.note = MADE_STUDIES_ONLY if config["reads"] == "made studies" else ""
+    return model

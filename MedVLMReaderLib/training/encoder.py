@@ -18,14 +18,19 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models.ms_vlm import SliceEncoder, Sizes
+from MedVLMReaderLib.phantom import LABELS
 from MedVLMReaderLib.preparation import Recipe, windows
-from MedVLMReaderLib.training.made_data import CLASSES, FINE, KINDS, ORGANS, PreparedPlane, PreparedStudy
+from MedVLMReaderLib.training.made_data import CLASSES, FINE, KINDS, PreparedPlane, PreparedStudy
 from MedVLMReaderLib.truth import Truth
+from MedVLMReaderLib.volume import PLANES
 
 PLANE_SHARE = (0.6, 0.2, 0.2)
 LESION_SHARE = 0.6
 """Of the slices taken, how many are chosen for the lesion they show."""
 LESION_WEIGHT = 6.0
+WINDOWS = 3
+RARE = -4.6
+"""Log-odds with which the head starts to expect a finding: one patch in a hundred."""
 SIZE_SCALE_MM = 20.0
 
 
@@ -54,6 +59,7 @@ class DenseHead(nn.Module):
         self.places = nn.Linear(width, self.side**2 * len(CLASSES))
         self.findings = nn.Linear(width, 3 * len(KINDS))
         self.summary = nn.Linear(width, len(CLASSES))
+        nn.init.constant_(self.findings.bias, RARE)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores from (slices, 1 + patches, width) tokens.
@@ -74,13 +80,13 @@ def loss(head: DenseHead, tokens: Tensor, batch: Slices) -> dict[str, Tensor]:
     places, findings, summary = head(tokens)
     shown = F.one_hot(batch.places.flatten(1), len(CLASSES)).amax(1).float()
     weight = torch.ones(len(CLASSES))
-    weight[0], weight[len(ORGANS) :] = 0.3, LESION_WEIGHT
+    weight[0], weight[len(LABELS) :] = 0.3, LESION_WEIGHT
     touched, centred, sizes = findings.unbind(1)
     here = batch.touched > 0
     return {
         "places": F.cross_entropy(places, batch.places, weight=weight),
-        "touched": _balanced(touched, batch.touched),
-        "centred": _balanced(centred, batch.centred),
+        "touched": _balanced(touched, batch.touched) * 0.1,
+        "centred": _balanced(centred, batch.centred) * 0.1,
         "summary": F.binary_cross_entropy_with_logits(summary, shown),
         "sizes": F.smooth_l1_loss(sizes[here], batch.sizes[here], beta=0.2) if here.any() else sizes.sum() * 0,
     }
@@ -125,10 +131,30 @@ def _slice(
     steps = np.clip(np.arange(at - sizes.context, at + sizes.context + 1), 0, len(plane.values) - 1)
     pictures = channels(plane.values[steps], truth, recipe, grey).reshape(-1, *plane.values.shape[1:])
     lesions = plane.lesions[at]
-    kinds = np.array([0] + [len(ORGANS) + KINDS.index(f.kind) for f in truth.findings])
+    kinds = np.array([0] + [len(LABELS) + KINDS.index(f.kind) for f in truth.findings])
     places = np.where(lesions > 0, kinds[lesions], plane.organs[at]).astype(np.int64)
     arrays = (pictures, places, *finding_maps(truth, plane, at, sizes.patch // FINE))
-    return tuple(np.ascontiguousarray(a[..., ::-1]) for a in arrays) if mirrored else arrays
+    return mirror(arrays, plane.plane) if mirrored else arrays
+
+
+def _swapped(name: str) -> str:
+    """The name with right and left exchanged."""
+    words = {"right": "left", "left": "right"}
+    return " ".join(words.get(word, word) for word in name.split(" "))
+
+
+OTHER_SIDE = np.array([CLASSES.index(_swapped(name)) for name in CLASSES])
+"""Each class -> the same on the other side."""
+
+
+def mirror(arrays: tuple[Array, ...], plane: int) -> tuple[Array, ...]:
+    """The slice of a body mirrored left to right: pictures of two planes flip, in the third the neighbours change places."""
+    pictures, places, *maps = arrays
+    places = OTHER_SIDE[places]
+    if PLANES[plane] == "sagittal":
+        order = pictures.reshape(-1, WINDOWS, *pictures.shape[1:])[::-1]
+        return np.ascontiguousarray(order).reshape(pictures.shape), places, *maps
+    return tuple(np.ascontiguousarray(a[..., ::-1]) for a in (pictures, places, *maps))
 
 
 def channels(values: Array, truth: Truth, recipe: Recipe, grey: tuple[float, float] = (1.0, 0.0)) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from MedVLMReaderLib.volume import PLANES, Volume
 FIRST_TRAINING_SEED = 1_000_000
 """Training takes seeds from here up; anything below is unseen."""
 FIRST_VALIDATION_SEED = 900_000
+MIRRORED_EVERY = 3
+"""Every third body has its organs on the other side, so that sides are read from the picture, not from the liver."""
 
 KINDS: tuple[Kind, ...] = tuple(ORGAN_OF)
-ORGANS: tuple[str, ...] = tuple(dict.fromkeys(name.split(" ")[0] for name in LABELS))
-"""What a place can be, sides put together: a single sagittal slice does not tell right from left."""
-CLASSES: tuple[str, ...] = ORGANS + KINDS
+CLASSES: tuple[str, ...] = (*LABELS, *KINDS)
+"""What a place can be."""
 FINE = 2
 """Pixels along the side of a place that is labelled: 6.4 mm."""
 
@@ -36,7 +37,7 @@ class PreparedPlane:
     values: Array
     """(slices, size, size) int16: HU, or a thousandth of the bright tissue."""
     organs: Array
-    """(slices, size / FINE, size / FINE) uint8 index into ORGANS."""
+    """(slices, size / FINE, size / FINE) uint8 index into LABELS."""
     lesions: Array
     """The same shape, uint8: 1 + index into the truth's findings; 0 where there is none."""
     affine: Array
@@ -96,13 +97,12 @@ def _plane(study: Study, stack: Stack) -> PreparedPlane:
     count, rows, columns = values.shape
     fine = stack.volume.grid.resize((count, rows // FINE, columns // FINE))
     organs = _nearest(Volume(study.labels, study.volume.grid), fine)
-    table = np.array([ORGANS.index(name.split(" ")[0]) for name in LABELS], np.uint8)
     lesions = np.zeros(fine.shape, np.uint8)
     for n, mask in enumerate(study.masks):
         lesions[_covered(mask, study.volume.grid, fine)] = n + 1
         lesions[_nearest(Volume(mask, study.volume.grid), fine)] = n + 1  # voxels wider than the places leave no holes
     return PreparedPlane(
-        PLANES.index(stack.plane), values, table[organs], lesions, np.array(stack.volume.grid.affine), stack.acquired_mm
+        PLANES.index(stack.plane), values, organs, lesions, np.array(stack.volume.grid.affine), stack.acquired_mm
     )
 
 
@@ -131,11 +131,11 @@ def _covered(mask: Array, grid: Grid, fine: Grid) -> tuple[Array, ...]:
     return tuple(cells[best].T)
 
 
-def make(folder: Path, seeds: Iterator[int], recipe: Recipe) -> Iterator[Path]:
+def make(folder: Path, seeds: Iterable[int], recipe: Recipe) -> Iterator[Path]:
     """Prepare studies into `folder`, skipping those that are there; yields each path."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = folder / f"{seed}.npz"
         if not path.exists():
-            prepared(made_study(seed), recipe).save(path)
+            prepared(made_study(seed, mirrored=seed % MIRRORED_EVERY == 0), recipe).save(path)
         yield path

@@ -81,7 +81,7 @@ class Plan:
 def run(stage: str, runs: Path, plan: Plan, minutes: float = 75.0) -> bool:
     """Do one stage, or go on with it; True when it is finished."""
     if stage == "data":
-        seeds = iter(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + plan.studies))
+        seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + plan.studies)
         for _ in make(runs / "data", seeds, RECIPE):
             pass
         return True

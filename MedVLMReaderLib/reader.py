@@ -1,0 +1,174 @@
+"""The reader: sees a study once, answers many questions about it, streams words, and says where it looked."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.attention import relevance
+from MedVLMReaderLib.models import CARDS
+from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
+from MedVLMReaderLib.resources import resource
+from MedVLMReaderLib.study import Message, Model, Seen
+from MedVLMReaderLib.volume import View, Volume
+
+@dataclass(frozen=True)
+class Options:
+    """How an answer is asked for. The defaults always give the same answer."""
+
+    longest: int = 512
+    """Tokens after which an answer is cut off."""
+    sample: bool = False
+    """Draw words by their chance instead of taking the likeliest."""
+    temperature: float = 1.0
+    top_p: float = 0.9
+    seed: int = 42
+    heatmaps: bool = True
+    """Work out for every sentence where the model looked."""
+
+
+def load(name: str | Path = "built-in") -> Reader:
+    """A reader with a model of the table, or one in a folder.
+
+    Raises ReaderError where the name is unknown or the model's files are not what they should be.
+    """
+    folder = Path(name)
+    if str(name) in CARDS:
+        card = CARDS[str(name)]
+        folder, title, system = resource(card.source), card.name, card.system
+    elif folder.is_dir():
+        title, system = folder.resolve().name, "ms_vlm"
+    else:
+        raise ReaderError(f"No model '{name}'. Known: {', '.join(sorted(CARDS))}; or give a model's folder.")
+    return Reader(importlib.import_module(f"MedVLMReaderLib.models.{system}").load(folder, title))
+
+
+class Reader:
+    """A loaded model, ready for studies and questions."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def see(self, volumes: Volume | Sequence[Volume], view: View | None = None) -> Seen:
+        """Encode a study: one volume, or several series of one examination."""
+        return self.model.see([volumes] if isinstance(volumes, Volume) else list(volumes), view)
+
+    def report(self, seen: Seen, options: Options = Options()) -> Reading:
+        """The model's draft report."""
+        *_, reading = self.ask(seen, self.model.report_request(), options=options)
+        assert isinstance(reading, Reading)
+        return reading
+
+    def ask(
+        self,
+        seen: Seen,
+        question: str,
+        *,
+        history: Sequence[Message] = (),
+        options: Options = Options(),
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[str | Reading]:
+        """The words of the answer as they come, and last the `Reading`.
+
+        `stopped` is looked at before every word; once it says True the reading ends, marked incomplete.
+        """
+        if not question.strip():
+            raise ReaderError("The question is empty. Type one, for example: Is there a nodule in the right lung?")
+        messages = [*history, Message("user", question.strip())]
+        began = time.monotonic()
+        answer = Answer(self.model.tokenizer)
+        for token in self._tokens(seen, messages, options):
+            if stopped() or len(answer.ids) >= options.longest:
+                break
+            if token == self.model.tokenizer.eos_token_id:
+                answer.complete = True
+                break
+            if new := answer.take(token):
+                yield new
+        if rest := answer.finish():
+            yield rest
+        timings = {"answer": time.monotonic() - began}
+        traces = self._traces(seen, messages, answer) if options.heatmaps and not stopped() else ()
+        timings["heatmaps"] = time.monotonic() - began - timings["answer"]
+        yield Reading(
+            question.strip(), answer.text, answer.complete, traces, seen.token_map.grids, self.model.name,
+            self.model.revision, asdict(options), seen.preparation, seen.notes, timings,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _tokens(self, seen: Seen, messages: Sequence[Message], options: Options) -> Iterator[int]:
+        """Token after token, without end; the decoder's memory of the prompt is kept between them."""
+        prompt = self.model.prompt(seen, messages)
+        room = getattr(self.model.decoder.config, "max_position_embeddings", 1 << 30)
+        if prompt.inputs.shape[1] + 1 > room:
+            raise ReaderError(
+                f"The question makes {prompt.inputs.shape[1]} tokens; this model reads {room}. Ask a shorter one."
+            )
+        choose, cache, inputs = chooser(options), DynamicCache(), {"inputs_embeds": prompt.inputs}
+        for _ in range(room - prompt.inputs.shape[1]):
+            scores = self.model.decoder(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+            token = choose(scores)
+            yield token
+            inputs = {"input_ids": torch.tensor([[token]], device=scores.device)}
+
+    def _traces(self, seen: Seen, messages: Sequence[Message], answer: Answer) -> tuple[Trace, ...]:
+        spans = sentence_spans(answer.text)
+        rows = [answer.tokens_of(span) for span in spans]
+        if not rows:
+            return ()
+        return (Trace("relevance", tuple(spans), relevance(self.model, seen, messages, answer.ids, rows)),)
+
+
+def chooser(options: Options) -> Callable[[Tensor], int]:
+    """How the next token is chosen from (1, vocabulary) scores."""
+    if not options.sample:
+        return lambda scores: int(scores.argmax())
+    warp = LogitsProcessorList([TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)])
+    generator = torch.Generator().manual_seed(options.seed)
+    nothing: Any = torch.empty(1, 0, dtype=torch.long)
+    return lambda scores: int(torch.multinomial(warp(nothing, scores.float().cpu()).softmax(-1)[0], 1, generator=generator))
+
+
+class Answer:
+    """Tokens as they come, and the text they make."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.ends: list[int] = []
+        """How much of the text there was after each token."""
+        self.text = ""
+        self.complete = False
+
+    def take(self, token: int) -> str:
+        """Add a token; the new letters, none while a letter is still in pieces."""
+        self.ids.append(token)
+        text = self._decoded()
+        new = "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[len(self.text) :]
+        self.text += new
+        self.ends.append(len(self.text))
+        return new
+
+    def finish(self) -> str:
+        """What was held back of a letter in pieces."""
+        rest = self._decoded()[len(self.text) :]
+        self.text += rest
+        return rest
+
+    def _decoded(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def tokens_of(self, span: tuple[int, int]) -> tuple[int, int]:
+        """[start, stop) tokens that write the characters of a span."""
+        start = sum(end <= span[0] for end in self.ends)
+        return start, max(start + 1, sum(end < span[1] for end in self.ends) + 1)
