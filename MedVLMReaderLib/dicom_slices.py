@@ -128,14 +128,16 @@ def slices_of(path: Path) -> tuple[list[Slice], bool]:
     None for reports, drawings, colours and screenshots. Raises ReaderError where the header is damaged.
     """
     header = header_of(path)
-    picture = "Rows" in header and _code(header.get("Modality")) not in _NO_SCANS
-    if "Rows" not in header and _says_image(header):
-        raise ReaderError(_DAMAGED)  # cut short before its size
     try:
         with quiet():
-            return list(_slices(header, path)), picture
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):  # a value not as its tag says
+            placed = list(_slices(header, path))
+            picture = "Rows" in header and _code(header.get("Modality")) not in _NO_SCANS
+            cut_short = "Rows" not in header and _says_image(header)
+    except Exception:  # values are parsed when they are asked for: see header_of
         raise ReaderError(_DAMAGED) from None
+    if cut_short:
+        raise ReaderError(_DAMAGED)
+    return placed, picture
 
 
 def _says_image(header: Any) -> bool:
@@ -150,18 +152,33 @@ def _slices(header: Any, path: Path) -> Iterator[Slice]:
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if not photometric.startswith("MONOCHROME"):
         return
-    shared = _series(header, modality)
     frames = int(header.get("NumberOfFrames", 1) or 1)
-    grouped = "PerFrameFunctionalGroupsSequence" in header
-    if frames > 1 and not grouped:
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if frames > 1 and not groups:
         return
-    for frame in range(len(header.PerFrameFunctionalGroupsSequence)) if grouped else (None,):
-        yield from _slice(header, frame, frames, path, shared, photometric)
+    inverted = photometric == "MONOCHROME1" and modality != "CT"  # Hounsfield units stay what they are
+    file = _File(
+        header, path, frames, _series(header, modality), _mirror(header) if inverted else None, dict(_marks(header))
+    )
+    for frame in range(len(groups)) if groups else (None,):
+        yield from _slice(file, frame)
 
 
-def _slice(
-    header: Any, frame: int | None, frames: int, path: Path, shared: SeriesHeader, photometric: str
-) -> Iterator[Slice]:
+@dataclass(frozen=True, eq=False)
+class _File:
+    """What all frames of a file share."""
+
+    header: Any
+    path: Path
+    frames: int
+    series: SeriesHeader
+    mirror: int | None
+    marks: dict[str, str]
+
+
+def _slice(file: _File, frame: int | None) -> Iterator[Slice]:
+    """The picture, or nothing where it has no place."""
+    header = file.header
     position = _numbers(_value(header, frame, "PlanePositionSequence", "ImagePositionPatient"), 3)
     turn = _numbers(_value(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     spacing = _numbers(_value(header, frame, "PixelMeasuresSequence", "PixelSpacing"), 2)
@@ -170,19 +187,20 @@ def _slice(
         return
     scale = [_value(header, frame, "PixelValueTransformationSequence", f"Rescale{x}") for x in ("Slope", "Intercept")]
     slope, intercept = (float(default if x in (None, "") else x) for x, default in zip(scale, (1, 0), strict=True))
+    marks = (mark for group in _MARK_GROUPS for item in _items(header, frame, group) for mark in _marks(item))
     yield Slice(
-        path,
-        frame if frames > 1 else None,
-        f"{header.get('SOPInstanceUID', path)}:{frame}",
-        shared,
+        file.path,
+        frame if file.frames > 1 else None,
+        f"{header.get('SOPInstanceUID', file.path)}:{frame}",
+        file.series,
         (int(header.Rows), int(header.Columns)),
         position * _RAS,
         axes[1] * spacing[0],  # the first spacing is between rows
         axes[0] * spacing[1],
         slope,
         intercept,
-        _mirror(header) if photometric == "MONOCHROME1" and shared.modality != "CT" else None,  # HU stay what they are
-        tuple(_marks(header, frame)),
+        file.mirror,
+        tuple((file.marks | dict(marks)).items()),
     )
 
 
@@ -248,12 +266,12 @@ def _items(header: Any, frame: int | None, sequence: str) -> Iterator[Any]:
             yield from groups.get(sequence) or []
 
 
-def _marks(header: Any, frame: int | None) -> Iterator[tuple[str, str]]:
+def _marks(part: Any) -> Iterator[tuple[str, str]]:
+    """(name, value) of the marks in a header or in a group of a frame."""
     seen: set[str] = set()
     for keyword, name in _MARKS.items():
-        values = (_value(header, frame, group, keyword) for group in (_MARK_GROUPS if frame is not None else ("",)))
-        value = next((value for value in values if value not in (None, "")), None)
-        if value is not None and name not in seen:
+        value = part[keyword].value if keyword in part else None
+        if value not in (None, "") and name not in seen:
             seen.add(name)
             parts = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
             yield name, " ".join(_short(part) for part in parts[:6])
@@ -275,7 +293,10 @@ def pictures(slices: list[Slice]) -> list[Array]:
         pixels = _pixels(path)
         for n in numbers:
             frame = slices[n].frame
-            out[n] = _scaled(pixels if frame is None else pixels[frame], slices[n])
+            stack = pixels[None] if frame is None else pixels
+            if stack.shape[1:] != slices[n].shape or (frame or 0) >= len(stack):
+                raise ReaderError(_DAMAGED)
+            out[n] = _scaled(stack[frame or 0], slices[n])
     return [out[n] for n in range(len(slices))]
 
 
@@ -297,7 +318,8 @@ def _pixels(path: Path) -> Array:
     try:
         with quiet():
             dataset = pydicom.dcmread(path, force=True)
-            name = dataset.file_meta.TransferSyntaxUID.name
+            syntax = dataset.file_meta.TransferSyntaxUID
+            name = syntax.name if syntax.name != syntax else name  # named by the standard, not by the file
             pixels: Array = dataset.pixel_array
             if "ModalityLUTSequence" in dataset:
                 pixels = apply_modality_lut(pixels, dataset)

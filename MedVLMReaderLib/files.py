@@ -53,6 +53,8 @@ def _read_with_itk(place: Path) -> Parts:
     import SimpleITK as sitk
 
     kind = _ITK.get(place.suffix.lower())
+    if place.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".img")):
+        raise ReaderError(f"'{place}' is not NIfTI or its header is damaged. Copy or export it again.")
     if kind is None:
         raise ReaderError(f"'{place}' is not a scan that can be read. Known: DICOM, NIfTI, NRRD, MHA.")
     reader = sitk.ImageFileReader()
@@ -61,7 +63,9 @@ def _read_with_itk(place: Path) -> Parts:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise ReaderError(f"'{place}' is not {place.suffix[1:].upper()} or its header is damaged.") from error
+        raise ReaderError(
+            f"'{place}' is not {place.suffix[1:].upper()} or its header is damaged. Copy or export it again."
+        ) from error
     _check_one_grey_volume(reader, place)
     grid = _grid(reader, place)
     try:

@@ -9,6 +9,7 @@ from MedVLMReaderLib.geometry import LPS, Array, Grid
 
 SAME_PLACE_MM = 0.01
 _COMMON = 0.2  # a gap counts as the scan's own where at least this share of the gaps has it
+_LARGEST = 8  # times the cells: a real gantry tilts by 30 degrees at most
 _NAMES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 Notes = tuple[str, ...]
@@ -143,6 +144,8 @@ def _upright(grid: Grid, leaning: int) -> Grid:
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")).reshape(3, -1).T
     along = (grid.to_world(corners) - grid.affine[:3, 3]) @ axes / spacing  # (8, 3) in new cells
     start, stop = np.floor(along.min(0) + 1e-6), np.ceil(along.max(0) - 1e-6)
+    if np.prod(stop - start + 1) > _LARGEST * np.prod(grid.shape):
+        raise ReaderError("The axes lean so far that the frame cannot be right. Export the scan again.")
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing
     affine[:3, 3] = grid.affine[:3, 3] + affine[:3, :3] @ start

@@ -157,6 +157,17 @@ def write_enhanced(path: Path, values: Array, grid: Grid, phases: int = 1) -> st
     return str(header.SeriesInstanceUID)
 
 
+def damaged(content: bytes, seed: int) -> bytes:
+    """The bytes of a file cut short, or a few of its first changed."""
+    rng = np.random.default_rng(seed)
+    raw = bytearray(content)
+    if rng.random() < 0.3:
+        return bytes(raw[: rng.integers(1, len(raw))])
+    for _ in range(rng.integers(1, 6)):
+        raw[rng.integers(0, min(len(raw), 1600))] = rng.integers(0, 256)
+    return bytes(raw)
+
+
 def changed(path: Path, **tags: Any) -> None:
     """Set tags of a file on disk; None removes one."""
     header = pydicom.dcmread(path)

@@ -1,5 +1,6 @@
 """DICOM series: found, told apart, ordered, and put where the patient lay."""
 
+import contextlib
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from MedVLMReaderLib.geometry import Grid
 from Testing.made_scans import (
     PATIENT,
     changed,
+    damaged,
     oblique_grid,
     plain_header,
     put_pixels,
@@ -378,6 +380,18 @@ def test_damaged_neighbour_is_left_out_and_told(tmp_path):
     write_series(tmp_path, tissue(SHAPE), right_handed())
     (tmp_path / "zz.dcm").write_bytes((tmp_path / "000.dcm").read_bytes()[:600])
     assert read(tmp_path).notes == ("1 file in the folder could not be read and was left out.",)
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_damage_anywhere_gives_a_scan_or_plain_words(tmp_path, enhanced):
+    values, grid = tissue((3, 8, 8)), oblique_grid((3, 8, 8), signs=(1, -1, -1))
+    path = tmp_path / "001.dcm"
+    write_enhanced(path, values, grid) if enhanced else write_series(tmp_path, values, grid)
+    content = path.read_bytes()
+    for seed in range(60):
+        path.write_bytes(damaged(content, seed))
+        with contextlib.suppress(ReaderError):
+            assert min(read(tmp_path).grid.shape) >= 2
 
 
 def test_odd_header_values_do_not_break_the_list(tmp_path):

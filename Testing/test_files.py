@@ -1,5 +1,6 @@
 """NIfTI, NRRD and MetaImage: voxels and frames as SimpleITK gives them, and plain words for what cannot be read."""
 
+import contextlib
 import gzip
 import os
 import re
@@ -15,7 +16,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.geometry import Grid
 from MedVLMReaderLib.voxels import looks_like_ct
-from Testing.made_scans import oblique_grid, tissue, write_nifti
+from Testing.made_scans import damaged, oblique_grid, tissue, write_nifti
 
 SHAPE = (6, 9, 11)
 BRIGHT = (4, 3, 8)
@@ -325,9 +326,20 @@ def test_file_that_is_no_scan_is_told(tmp_path, name):
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_damage_anywhere_gives_a_scan_or_plain_words(tmp_path, ending):
+    path = tmp_path / f"scan.{ending}"
+    sitk.WriteImage(image_of(tissue((3, 8, 8)), oblique_grid((3, 8, 8))), str(path))
+    content = path.read_bytes()
+    for seed in range(60):
+        path.write_bytes(damaged(content, seed))
+        with contextlib.suppress(ReaderError):
+            assert min(read(path).grid.shape) >= 2
+
+
 def test_damaged_compressed_beginning_is_told(tmp_path):
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(b"x" * 1000)[:15])
-    with pytest.raises(ReaderError, match="is not a scan"):
+    with pytest.raises(ReaderError, match="is not NIfTI or its header is damaged"):
         read(tmp_path / "scan.nii.gz")
 
 
