@@ -100,7 +100,8 @@ class Ribs:
         across = np.mod(s + np.float32(self.slope) * a, np.float32(self.pitch)) - np.float32(self.pitch / 2)
         tube = np.sqrt(self.cage.distance(r, a, s) ** 2 * np.float32(1.6) + across**2) - np.float32(self.thickness)
         gap = np.where(a > 0, np.float32(30), np.float32(-1)) - np.abs(r)  # cartilage beside the breast bone
-        return np.asarray(np.maximum(tube, gap))
+        end = np.float32(self.cage.centre[2] - 0.75 * self.cage.half[2]) - s  # where the cage would close below
+        return np.asarray(np.maximum(np.maximum(tube, gap), end))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,9 +146,9 @@ class Collapsed:
         else:
             above = below = (self.loss / 2 * np.clip(1 - 0.4 * (x * x + y * y), 0, 1)).astype(np.float32)
         tall = np.maximum(height - (above + below) / 2, 1.0)
-        z = (z + (above - below) / 2) / tall
+        unit = x, y, np.asarray((z + (above - below) / 2) / tall)
         half = np.array([width, depth, height - self.loss / 2])
-        return _implicit((x, y, z), half, 4) + np.float32(self.inset)
+        return _implicit(unit, half, 4) + np.float32(self.inset)
 
 
 @dataclass(frozen=True, eq=False)
