@@ -150,7 +150,9 @@ def _found(place: Path) -> _Found:
     slices: list[Slice] = []
     unplaced = damaged = 0
     for path in paths:
-        own, picture = _slices_or_none(path) if is_dicom(path) else ([], False)
+        if os.access(path, os.R_OK) and not is_dicom(path):
+            continue
+        own, picture = _slices_or_none(path)
         damaged += own is None
         slices += own or []
         unplaced += picture and not own
@@ -165,9 +167,15 @@ def _slices_or_none(path: Path) -> tuple[list[Slice] | None, bool]:
 
 
 def _under(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse):
         folders.sort()
         yield from (Path(root) / name for name in sorted(files))
+
+
+def _refuse(error: OSError) -> None:
+    raise ReaderError(
+        "A folder inside may not be read by this user. Ask for permission or copy it elsewhere."
+    ) from error
 
 
 def _nothing(place: Path, found: _Found, groups: list[list[Slice]]) -> str:

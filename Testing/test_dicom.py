@@ -14,6 +14,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.dicom import list_series, read_series
+from MedVLMReaderLib.dicom_slices import header_of
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.geometry import Grid
 from Testing.made_scans import (
@@ -444,8 +445,22 @@ def test_same_series_in_another_folder_has_the_same_source(tmp_path):
     assert uid not in read(tmp_path / "a").source
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_folder_that_may_not_be_read_is_told(tmp_path):
-    (tmp_path / "locked").mkdir(mode=0)
-    with pytest.raises(ReaderError, match="may not be read"):
-        read(tmp_path / "locked")
+def test_slice_that_may_not_be_read_is_left_out_and_told(tmp_path, monkeypatch):
+    """As where a share gives only some of its files; an administrator may read anything, so it is acted."""
+    write_series(tmp_path, tissue(SHAPE), right_handed())
+    first = min(tmp_path.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
+    allowed = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != first and allowed(path, mode))
+    monkeypatch.setattr("MedVLMReaderLib.dicom_slices.header_of", _locked(first))
+    volume = read(tmp_path)
+    assert volume.grid.shape[0] == SHAPE[0] - 1
+    assert volume.notes == ("1 file in the folder could not be read and was left out.",)
+
+
+def _locked(path: Path):
+    def header_unless_locked(other: Path):
+        if other == path:
+            raise ReaderError("locked")
+        return header_of(other)
+
+    return header_unless_locked
