@@ -36,7 +36,7 @@ class Rule:
 
 
 GROUND = "geometry volume study truth"
-MADE = "anatomy planting phantom phantom_report"
+MADE = "shapes anatomy planting phantom phantom_report"
 LEARNED = "models models.* weights attention preparation reading resources"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -51,9 +51,10 @@ RULES = {
     "dicom_slices": Rule("geometry voxels", "numpy", "pydicom"),
     "study": Rule("geometry volume", "numpy"),
     "truth": Rule(),
-    "anatomy": Rule("geometry volume truth", "numpy scipy"),
-    "planting": Rule("geometry volume truth anatomy", "numpy"),
-    "phantom": Rule("geometry volume study truth anatomy planting", "numpy scipy"),
+    "shapes": Rule("geometry", "numpy"),
+    "anatomy": Rule("geometry volume truth shapes", "numpy scipy"),
+    "planting": Rule("geometry volume truth shapes anatomy", "numpy"),
+    "phantom": Rule("geometry volume study truth shapes anatomy planting", "numpy scipy"),
     "phantom_report": Rule("truth"),
     "heatmap": Rule("geometry volume", "numpy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
