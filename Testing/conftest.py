@@ -1,4 +1,6 @@
-"""What several tests share: small scans with awkward geometry."""
+"""What several tests share: small scans with awkward geometry, and a tiny model."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,3 +17,13 @@ def oblique_ct() -> Volume:
     values[1:6, 2:9, 2:10] = np.random.default_rng(0).integers(0, 90, (5, 7, 8))
     values[4, 3, 8] = 2000
     return Volume(values, grid, "CT", "made")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny MS-VLM that always writes `Testing.tiny_model.TINY_TEXT`; read only, copy it to change it."""
+    from Testing.tiny_model import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(folder)
+    return folder
