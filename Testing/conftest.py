@@ -21,7 +21,7 @@ def oblique_ct() -> Volume:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny MS-VLM that always writes `Testing.tiny_model.TINY_TEXT`; read only, copy it to change it."""
+    """The folder of a tiny MS-VLM that always writes `Testing.tiny_model.TINY_TEXT`; copy it to change it."""
     from Testing.tiny_model import write_tiny_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny"

@@ -1,7 +1,8 @@
-"""A model folder for tests: an MS-VLM of tiny random layers that always writes the same text, and truly reads the image."""
+"""A model folder for tests: an MS-VLM of tiny random layers that always writes the same text and does read the image."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from MedVLMReaderLib.training.language import END, READER, USER, made_tokenizer
 from MedVLMReaderLib.weights import new_decoder
 
 TINY_TEXT = "Findings: The right lung is clear. A stone of 7 mm lies in one kidney.\nImpression: Renal calculus."
-"""What it writes, each word once. Its sentences: "The right lung is clear.", "A stone ... kidney.", "Renal calculus."."""
+"""What it writes, each word once. Sentences: "The right lung is clear.", "A stone ... kidney.", "Renal calculus."."""
 TINY_SIZES = Sizes(
     patch=8, table=32, slice_width=32, slice_depth=1, slice_heads=2,
     zformer={
@@ -74,5 +75,5 @@ def _say(decoder: Any, chain: list[int]) -> None:
     with torch.no_grad():
         embeddings = decoder.get_input_embeddings().weight.normal_()
         head = decoder.get_output_embeddings().weight.normal_(std=0.02)
-        for token, following in zip(chain, chain[1:], strict=False):
+        for token, following in itertools.pairwise(chain):
             head[following] = embeddings[token] * 0.12
