@@ -63,8 +63,9 @@ RULES = {
     "resources": Rule(),
     "models": Rule(),
     "models.layers": Rule("geometry", "numpy torch"),
+    "models.domain": Rule("", "torch"),
     "models.*": Rule(
-        "geometry volume study preparation weights models models.layers",
+        "geometry volume study preparation weights models models.layers models.domain",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),

@@ -1,8 +1,8 @@
 """MS-VLM (arXiv 2412.13558): slices read in sequence, any plane, any number.
 
-A DINO vision transformer reads each slice; the Z-former (BigBird) reads the sequence of slices of each plane; a perceiver
-gathers what it found in a fixed number of latents; a causal language model writes. One set of sizes builds the published
-network, another the small built-in one, which departs from it where docs/decisions.md says.
+A DINO vision transformer reads each slice; the Z-former (BigBird) reads the sequence of slices of each plane; a
+perceiver gathers what it found in a fixed number of latents; a causal language model writes. One set of sizes builds
+the published network, another the small built-in one, which departs from it where docs/decisions.md says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from transformers import BigBirdConfig, BigBirdModel
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Grid, TokenMap
+from MedVLMReaderLib.models.domain import Domain
+from MedVLMReaderLib.models.layers import Perceiver, SliceBlock, Stem
 from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import PLANES, View, Volume
-from MedVLMReaderLib.weights import fill, new_decoder, read_config, read_tensors, read_tokenizer, renamed
+from MedVLMReaderLib.weights import filled, new_decoder, only, read_config, read_tensors, read_tokenizer, renamed
 
 NAMES = {
     "visual_encoder.": "slice_encoder.",
@@ -37,12 +39,19 @@ NAMES = {
 }
 """Published tensor names -> ours, by their beginnings."""
 
-IMAGE = "{image}"
+IMAGE, QUESTION = "{image}", "{question}"
+
+OUT_OF_DOMAIN = "Out of domain"
 
 MADE_STUDIES_ONLY = (
-    "This model has learned from made studies only. It shows how the reader works; what it says of a real scan means nothing."
+    "This model has learned from made studies only. It shows how the reader works; "
+    "what it says of a real scan means nothing."
 )
 
+ZFORMER_FIELDS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "pad_token_id",
+    "block_size", "num_random_blocks", "max_position_embeddings",
+)  # fmt: skip
 CHUNK = 32
 """Slices encoded at a time: bounds memory, changes nothing."""
 
@@ -62,19 +71,27 @@ class Sizes:
     slice_width: int = 768
     slice_depth: int = 12
     slice_heads: int = 12
-    zformer: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 768, "block_size": 16, "num_random_blocks": 3})
+    zformer: dict[str, Any] = field(
+        default_factory=lambda: {"hidden_size": 768, "block_size": 16, "num_random_blocks": 3}
+    )
     perceiver_width: int = 4096
     perceiver_depth: int = 6
     perceiver_heads: int = 12
     head_width: int = 64
     latents: int = 32
     places: int = 0
-    """Octaves of the position code that tells the perceiver where in patient space each patch lies; 0: the perceiver reads
-    slice tokens alone, as published."""
+    """Octaves of the position code that tells the perceiver where in patient space each patch lies; 0: the perceiver
+    reads slice tokens alone, as published."""
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.patch % 2 ** len(self.stem) or self.table % self.patch:
+            raise ValueError(f"patch {self.patch} with table {self.table} and {len(self.stem)} widths of stem")
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Sizes:
-        """Sizes from plain data; TypeError for a field that is none of ours."""
+        """Sizes from plain data; ReaderError for a field that is none of ours."""
+        only(plain, (one.name for one in fields(cls)), "'sizes' in config.json")
+        only(plain.get("zformer", {}), ZFORMER_FIELDS, "'zformer' in config.json")
         return cls(**{**plain, "stem": tuple(plain.get("stem", ()))})
 
     def to_json(self) -> dict[str, Any]:
@@ -83,62 +100,6 @@ class Sizes:
 
 
 # ---- A slice: vision transformer ------------------------------------------------------------------------------------
-
-
-class SliceAttention(nn.Module):
-    """Self-attention of a slice's tokens: (slices, tokens, width)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v  # each (slices, heads, tokens, width / heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(*self.split(x))
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-    def weights(self, x: Tensor) -> Tensor:
-        """(slices, heads, tokens, tokens) attention, rows summing to 1."""
-        q, k, _ = self.split(x)
-        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
-
-
-class SliceMlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class SliceBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = SliceAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = SliceMlp(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class Stem(nn.Sequential):
-    """3x3 convolutions that halve the picture each, then one that keeps it: low-contrast edges before patches."""
-
-    def __init__(self, channels: int, widths: Sequence[int]) -> None:
-        layers: list[nn.Module] = []
-        for before, after, stride in zip((channels, *widths), (*widths, widths[-1]), (*[2] * len(widths), 1), strict=True):
-            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
-        super().__init__(*layers)
 
 
 class PatchEmbedding(nn.Module):
@@ -233,60 +194,15 @@ class ZFormer(nn.Module):
         self.longest_full = blocks * self.bigbird.config.block_size
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.bigbird.config.max_position_embeddings:
+            raise ReaderError(
+                f"One plane of the study has {x.shape[1]} slices; this model reads up to "
+                f"{self.bigbird.config.max_position_embeddings}. Choose a series with thicker slices."
+            )
         # transformers stays on full attention once a short sequence came by; a fresh model chooses by length, so do we
         self.bigbird.set_attention_type("original_full" if x.shape[1] <= self.longest_full else "block_sparse")
         mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
         return self.bigbird(inputs_embeds=x, attention_mask=mask).last_hidden_state
-
-
-# ---- A fixed number of tokens: perceiver ----------------------------------------------------------------------------
-
-
-class PerceiverAttention(nn.Module):
-    """Latents (batch, latents, width) attend to media (batch, n, width) and themselves."""
-
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_media = nn.LayerNorm(width)
-        self.norm_latents = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, heads * head_width, bias=False)
-        self.to_kv = nn.Linear(width, 2 * heads * head_width, bias=False)
-        self.to_out = nn.Linear(heads * head_width, width, bias=False)
-
-    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
-        latents = self.norm_latents(latents)
-        k, v = self.to_kv(torch.cat([self.norm_media(media), latents], 1)).chunk(2, -1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(latents), k, v))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Perceiver(nn.Module):
-    """Perceiver resampler as in Flamingo (arXiv 2204.14198): (batch, n, width) -> (batch, 1, latents, width)."""
-
-    def __init__(self, width: int, depth: int, latents: int, heads: int, head_width: int, widen: int = 4) -> None:
-        super().__init__()
-        self.latents = nn.Parameter(torch.randn(latents, width))
-        self.media_pos_emb = nn.Parameter(torch.randn(4, 1, width))
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(width, heads, head_width), _feed_forward(width, widen * width)])
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, media: Tensor) -> Tensor:
-        media = media + self.media_pos_emb[0]
-        latents = self.latents.expand(len(media), -1, -1)
-        for attend, feed in self.layers:  # type: ignore[misc]
-            latents = latents + attend(media, latents)
-            latents = latents + feed(latents)
-        return self.norm(latents)[:, None]
-
-
-def _feed_forward(width: int, inner: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, inner, bias=False), nn.GELU(), nn.Linear(inner, width, bias=False)
-    )
 
 
 # ---- The whole ------------------------------------------------------------------------------------------------------
@@ -369,7 +285,7 @@ TISSUE = {"CT": -500.0, "MR": 0.2, "": 0.2}
 
 
 def kept_patches(values: Any, modality: str, patch: int) -> Tensor:
-    """(kept,) flat indices of the patches of a stack (slices, rows, columns) within the bounds of the body on each slice."""
+    """(kept,) flat indices of the patches of a stack (slices, rows, columns), on each slice those around the body."""
     slices, rows, columns = values.shape
     means = values.reshape(slices, rows // patch, patch, columns // patch, patch).mean((2, 4))
     body = means > TISSUE[modality]
@@ -395,20 +311,34 @@ class Template:
     report: str
     """The question that asks for a report."""
 
+    def __post_init__(self) -> None:
+        if not all(isinstance(part, str) and part for part in (self.start, self.turn, self.end, self.report)):
+            raise ValueError("a template has four texts")
+        if self.start.count(IMAGE) != 1 or self.turn.count(QUESTION) != 1:
+            raise ValueError(f"a template has one {IMAGE} and one {QUESTION}")
+
 
 class MSVLM(nn.Module):
     """The reader's model: sees volumes, prompts the decoder."""
 
     def __init__(
-        self, sizes: Sizes, recipe: Recipe, template: Template, decoder: Any, tokenizer: Any = None, name: str = "ms-vlm",
+        self,
+        sizes: Sizes,
+        recipe: Recipe,
+        template: Template,
+        decoder: Any,
+        tokenizer: Any = None,
+        name: str = "ms-vlm",
         revision: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.sizes, self.recipe, self.template, self.tokenizer = sizes, recipe, template, tokenizer
         self.name, self.revision, self.note = name, revision, ""
         self.slice_encoder = SliceEncoder(sizes)
         self.bridge = Bridge(sizes, decoder.config.hidden_size)
         self.decoder = decoder
+        if sizes.places:
+            self.domain = Domain(sizes.slice_width)
 
     def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:
         """The stacks that the encoder is shown, grey levels 0 to 1 of the widest window; axial, coronal, sagittal."""
@@ -422,12 +352,19 @@ class MSVLM(nn.Module):
             raise ReaderError("No volume was given. Choose a scan first.")
         centre = volumes[0].grid.centre
         planes = tuple(self._plane(stack, centre) for volume in volumes for stack in stacks(volume, self.recipe))
+        features, grids = tuple(plane.patches for plane in planes), TokenMap(tuple(plane.grid for plane in planes))
         key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
         assumed = [n for v in volumes for n in (*v.notes, *notes(v, self.recipe))]
         said = tuple(dict.fromkeys([self.note, *assumed] if self.note else assumed))
-        token_map = TokenMap(tuple(plane.grid for plane in planes))
-        seen = SeenPlanes(tuple(p.patches for p in planes), torch.empty(0), token_map, self.recipe.to_json(), key, said, planes)
-        return replace(seen, tokens=self.tokens(seen.features, seen))
+        seen = SeenPlanes(features, torch.empty(0), grids, self.recipe.to_json(), key, said, planes)
+        return replace(seen, tokens=self.tokens(features, seen))
+
+    def _out_of_domain(self, planes: Sequence[PlaneFeatures]) -> tuple[str, ...]:
+        """The note that this scan is unlike what the model has learned from, where it is."""
+        if not self.sizes.places or (score := self.domain.score([plane.patches for plane in planes])) <= 1:
+            return ()
+        return (f"{OUT_OF_DOMAIN}: this scan is unlike the studies that the model has learned from "
+                f"({score:.1f} times the limit). Do not rely on a word of what follows.",)  # fmt: skip
 
     def _plane(self, stack: Stack, centre: np.ndarray[Any, Any]) -> PlaneFeatures:
         count, rows, columns = stack.volume.grid.shape
@@ -463,12 +400,15 @@ class MSVLM(nn.Module):
     def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
         """Visual tokens where the template has them, then the turns of the chat."""
         before, after = self.template.start.split(IMAGE)
-        said = "".join(
-            self.template.turn.format(question=m.text) if m.role == "user" else m.text + self.template.end for m in messages
-        )
+        said = "".join(self._written(message) for message in messages)
         start, rest = self._embedded(before), self._embedded(after + said)
         inputs = torch.cat([start, seen.tokens.to(rest), rest])[None]
         return Prompt(inputs, tuple(range(len(start), len(start) + len(seen.tokens))))
+
+    def _written(self, message: Message) -> str:
+        if message.role == "assistant":
+            return message.text + self.template.end
+        return self.template.turn.replace(QUESTION, message.text)
 
     def _embedded(self, text: str) -> Tensor:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
@@ -493,15 +433,32 @@ def load(folder: Path, name: str) -> MSVLM:
     """The model in a folder of config.json, tokenizer.json and model.safetensors; ReaderError where something is off."""
     config = read_config(folder, FIELDS)
     if (config["format"], config["system"]) != (1, "ms_vlm"):
-        raise ReaderError(f"'{folder}' holds a '{config['system']}' of format {config['format']}, not an MS-VLM of format 1.")
-    try:
-        sizes, recipe = Sizes.from_json(config["sizes"]), Recipe.from_json(config["recipe"])
-        template = Template(**config["template"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise ReaderError(f"config.json of '{folder}' has a field that is not allowed, or lacks one: {error}.") from None
+        raise ReaderError(
+            f"'{folder}' holds a '{config['system']}' of format {config['format']}, not an MS-VLM of format 1."
+        )
+    sizes, recipe, template = _parts(config, folder)
     tensors, revision = read_tensors(folder)
-    tokenizer = read_tokenizer(folder, end=template.end)
-    model = MSVLM(sizes, recipe, template, new_decoder(config["decoder"]), tokenizer, name, revision)
-    fill(model, renamed(tensors, NAMES), tied=("decoder.lm_head.weight",) if config["decoder"]["tie_word_embeddings"] else ())
+    tokenizer = read_tokenizer(folder, template.end)
+    model = filled(
+        lambda: MSVLM(sizes, recipe, template, new_decoder(config["decoder"]), tokenizer, name, revision),
+        renamed(tensors, NAMES),
+    )
+    if len(tokenizer) > model.decoder.config.vocab_size:
+        raise ReaderError(
+            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {model.decoder.config.vocab_size}. "
+            "tokenizer.json and config.json do not belong together."
+        )
     model.note = MADE_STUDIES_ONLY if config["reads"] == "made studies" else ""
     return model
+
+
+def _parts(config: dict[str, Any], folder: Path) -> tuple[Sizes, Recipe, Template]:
+    try:
+        sizes, recipe = Sizes.from_json(config["sizes"]), Recipe.from_json(config["recipe"])
+        if recipe.size % sizes.patch or len(recipe.windows_ct) != sizes.channels:
+            raise ValueError(f"pictures of {recipe.size} with patch {sizes.patch} and {sizes.channels} channels")
+        return sizes, recipe, Template(**config["template"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ReaderError(
+            f"config.json of '{folder}' has a field that is not allowed, or lacks one: {error}. Get the model again."
+        ) from None

@@ -53,7 +53,7 @@ SIZES = Sizes(
         "pad_token_id": 0, "block_size": 16, "num_random_blocks": 3, "max_position_embeddings": 1024,
     },
     perceiver_width=128,
-    perceiver_depth=3,
+    perceiver_depth=2,
     perceiver_heads=4,
     head_width=32,
     latents=112,

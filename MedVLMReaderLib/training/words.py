@@ -1,11 +1,13 @@
-"""Later stages: features of every study computed once and kept, then Z-former, perceiver and decoder learn words from them.
+"""Later stages: features of every study computed once and kept, then Z-former, perceiver and decoder learn words.
 
-While it learns, each latent of the perceiver is also asked, through a head that is thrown away afterwards, which findings
-have their centre in its own part of the scan: otherwise the latents stay alike and nothing small is ever mentioned.
+While it learns, each latent of the perceiver is also asked, through a head that is thrown away afterwards, which
+findings have their centre in its own part of the scan: otherwise the latents stay alike and nothing small is ever
+mentioned.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +25,7 @@ from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.models.ms_vlm import Bridge, PlaneFeatures, SliceEncoder, fourier, kept_patches
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training.encoder import SIZE_SCALE_MM, channels
-from MedVLMReaderLib.training.language import Turn, encoded, number_ids
+from MedVLMReaderLib.training.language import Turn, encoded, number_ids, turns
 from MedVLMReaderLib.training.made_data import KINDS, PreparedStudy
 from MedVLMReaderLib.truth import Truth
 
@@ -81,25 +84,15 @@ def encode_all(data: Path, folder: Path, encoder: SliceEncoder, recipe: Recipe) 
         out = folder / f"{path.stem}.safetensors"
         if not out.exists():
             study = PreparedStudy.load(path)
-            save_file(encode(study, encoder, recipe), folder / "part", {"truth": _json(study.truth)})
+            save_file(encode(study, encoder, recipe), folder / "part", {"truth": json.dumps(study.truth.to_json())})
             (folder / "part").replace(out)
 
 
 def load_features(path: Path, patch: int) -> StudyFeatures:
     """The features of one study."""
-    import json
-
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         truth = Truth.from_json(json.loads(file.metadata()["truth"]))
     return StudyFeatures(truth, planes_of(load_file(path), patch))
-
-
-def _json(truth: Truth) -> str:
-    import json
-
-    return json.dumps(truth.to_json())
 
 
 class ZoneHead(nn.Module):
@@ -170,26 +163,46 @@ class Writer(nn.Module):
         return {"zones": zone_loss(self.zones(latents), truth), "words": self._words(visual, turns, tokenizer)}
 
     def _words(self, visual: Tensor, turns: Sequence[Turn], tokenizer: Any) -> Tensor:
-        ids, weights = padded([encoded(turn, tokenizer) for turn in turns], tokenizer)
-        told = self.decoder.get_input_embeddings()(ids)
-        inputs = torch.cat([visual.expand(len(ids), -1, -1), told], 1)
-        hidden = self.decoder.model(inputs_embeds=inputs).last_hidden_state[:, len(visual) : -1]
-        counted = weights[:, 1:] > 0
-        scores = self.decoder.lm_head(hidden[counted])
-        right = softened(ids[:, 1:][counted], scores.shape[-1], number_ids(tokenizer))
-        losses = -(right * scores.log_softmax(-1)).sum(-1)
-        return (losses * weights[:, 1:][counted]).sum() / weights.sum()
+        batch = packed([encoded(turn, tokenizer) for turn in turns], len(visual), tokenizer)
+        told = self.decoder.get_input_embeddings()(batch.ids)
+        hidden = self.decoder.model(
+            inputs_embeds=torch.cat([visual, told])[None],
+            attention_mask=batch.allowed[None, None],
+            position_ids=batch.positions[None],
+            use_cache=False,
+        ).last_hidden_state[0]
+        right, weights = batch.ids[1:], batch.weights[1:]
+        counted = weights > 0
+        scores = self.decoder.lm_head(hidden[len(visual) : -1][counted])
+        targets = softened(right[counted], scores.shape[-1], number_ids(tokenizer))
+        losses = -(targets * scores.log_softmax(-1)).sum(-1)
+        return (losses * weights[counted]).sum() / weights[counted].sum()
 
 
-def padded(pairs: Sequence[tuple[list[int], int]], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """(turns, length) ids, and the weight of each as something to be said: answers only."""
-    length = max(len(ids) for ids, _ in pairs)
-    ids = torch.full((len(pairs), length), tokenizer.pad_token_id)
-    weights = torch.zeros(len(pairs), length)
-    for n, (said, start) in enumerate(pairs):
-        ids[n, : len(said)] = torch.tensor(said)
-        weights[n, start : len(said)] = informative(said[start:], tokenizer)
-    return ids, weights
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Several exchanges about one study in one sequence, blind to each other, each right behind the visual tokens."""
+
+    ids: Tensor
+    """(words,) of all exchanges, one after the other."""
+    weights: Tensor
+    """(words,) of each as something to be said: 0 in questions."""
+    positions: Tensor
+    """(visual + words,)."""
+    allowed: Tensor
+    """(visual + words, visual + words) bool: who may attend to whom."""
+
+
+def packed(pairs: Sequence[tuple[list[int], int]], visual: int, tokenizer: Any) -> Packed:
+    """The exchanges (ids, where the answer starts) behind `visual` tokens."""
+    owner = torch.cat([torch.full((len(ids),), n) for n, (ids, _) in enumerate(pairs)])
+    positions = torch.cat([torch.arange(visual), *(visual + torch.arange(len(ids)) for ids, _ in pairs)])
+    weights = torch.cat([torch.cat([torch.zeros(start), informative(ids[start:], tokenizer)]) for ids, start in pairs])
+    same = torch.cat([torch.full((visual,), -1), owner])
+    length = len(same)
+    allowed = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed &= (same[:, None] == same[None]) | (same[None] == -1)
+    return Packed(torch.tensor([token for ids, _ in pairs for token in ids]), weights, positions, allowed)
 
 
 def informative(answer: list[int], tokenizer: Any) -> Tensor:
@@ -241,8 +254,6 @@ class Studies:
 
     def at(self, step: int, count: int, asked: int) -> list[tuple[StudyFeatures, list[Turn]]]:
         """The studies of a step, each with its turns."""
-        from MedVLMReaderLib.training.language import turns
-
         rng = random.Random(self.seed * 1_000_003 + step)
         chosen = [load_features(path, self.patch) for path in rng.sample(self.paths, count)]
         return [(features, turns(features.truth, rng, asked)) for features in chosen]
