@@ -18,8 +18,8 @@ def relevance(
 ) -> Array:
     """(rows, cells) float32: how much each cell's features spoke for the tokens [start, stop) of an answer.
 
-    Gradient of the tokens' log-likelihood at the feature grid, times the features, summed over the width; what speaks against is
-    cut off. Exact through projectors and resamplers. `ids` is the whole answer.
+    Gradient of the tokens' log-likelihood at the feature grid, times the features, summed over the width; what speaks
+    against is cut off. Exact through projectors and resamplers. `ids` is the whole answer.
     """
     with torch.enable_grad():
         features = [part.detach().clone().requires_grad_() for part in seen.features]
@@ -39,9 +39,7 @@ def log_likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: S
     return said.gather(1, answer[:, None])[:, 0]
 
 
-def _row(
-    model: Model, seen: Seen, features: list[Tensor], tokens: Tensor, visual: Tensor, total: Tensor
-) -> Array:
+def _row(model: Model, seen: Seen, features: list[Tensor], tokens: Tensor, visual: Tensor, total: Tensor) -> Array:
     (at_tokens,) = torch.autograd.grad(total, visual, retain_graph=True)
     at_features = torch.autograd.grad(tokens, features, at_tokens, retain_graph=True)
     cells = []

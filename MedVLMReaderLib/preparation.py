@@ -15,6 +15,7 @@ from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.volume import PLANES, Modality, PlaneName, Volume, resampled
 
 AIR_HU = -1024.0
+LARGEST_PICTURE, SMALLEST_MM = 4096, 0.1
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,24 @@ class Recipe:
     size: int
     """Rows and columns of a picture."""
     pixel_mm: float | None
-    """Width of a pixel; the picture is centred on the volume and trimmed or padded. None: the slice is stretched to fit."""
+    """Width of a pixel; the picture is centred on the volume, trimmed or padded. None: slices are stretched to fit."""
     slice_mm: tuple[float | None, float | None, float | None]
     """Thickness of the axial, coronal and sagittal slices; None: the volume's own."""
     windows_ct: tuple[tuple[float, float], ...]
     """(lowest, highest) HU of each channel; shown as 0 to 1."""
     windows_mr: tuple[tuple[float, float], ...]
     """The same for MR, in units of the scan's bright tissue."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= LARGEST_PICTURE:
+            raise ValueError(f"pictures of size {self.size}")
+        lengths = [mm for mm in (self.pixel_mm, *self.slice_mm) if mm is not None]
+        if len(self.slice_mm) != 3 or not all(mm >= SMALLEST_MM for mm in lengths):
+            raise ValueError(f"pixel_mm {self.pixel_mm} with slice_mm {self.slice_mm}")
+        if not self.windows_ct or len(self.windows_ct) != len(self.windows_mr):
+            raise ValueError(f"{len(self.windows_ct)} windows_ct with {len(self.windows_mr)} windows_mr")
+        if not all(low < high for low, high in (*self.windows_ct, *self.windows_mr)):
+            raise ValueError("a window that ends before it begins")
 
     @property
     def key(self) -> str:
@@ -76,7 +88,10 @@ def stacks(volume: Volume, recipe: Recipe) -> tuple[Stack, ...]:
     Raises ReaderError where the volume has fewer than 2 slices.
     """
     if min(volume.grid.shape) < 2:
-        raise ReaderError(f"The volume is {volume.grid.shape} voxels; a model that reads three planes needs 2 each way.")
+        raise ReaderError(
+            f"The volume has {' x '.join(map(str, volume.grid.shape))} voxels; a model that reads three planes needs "
+            "at least 2 each way. Choose a series with more slices."
+        )
     volume = volume.anatomical()
     scaled, fill = _scaled(volume)
     return tuple(_stack(scaled, plane, recipe, fill) for plane in PLANES)

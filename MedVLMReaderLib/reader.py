@@ -22,6 +22,7 @@ from MedVLMReaderLib.resources import resource
 from MedVLMReaderLib.study import Message, Model, Seen
 from MedVLMReaderLib.volume import View, Volume
 
+
 @dataclass(frozen=True)
 class Options:
     """How an answer is asked for. The defaults always give the same answer."""
@@ -133,10 +134,19 @@ def chooser(options: Options) -> Callable[[Tensor], int]:
     """How the next token is chosen from (1, vocabulary) scores."""
     if not options.sample:
         return lambda scores: int(scores.argmax())
+    if not (options.temperature > 0 and 0 < options.top_p <= 1):
+        raise ReaderError(
+            f"Words cannot be drawn with temperature {options.temperature} and top_p {options.top_p}. "
+            "Choose a temperature above 0 and a top_p above 0, up to 1."
+        )
     warp = LogitsProcessorList([TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)])
     generator = torch.Generator().manual_seed(options.seed)
     nothing: Any = torch.empty(1, 0, dtype=torch.long)
-    return lambda scores: int(torch.multinomial(warp(nothing, scores.float().cpu()).softmax(-1)[0], 1, generator=generator))
+
+    def draw(scores: Tensor) -> int:
+        return int(torch.multinomial(warp(nothing, scores.float().cpu()).softmax(-1)[0], 1, generator=generator))
+
+    return draw
 
 
 class Answer:
@@ -163,6 +173,7 @@ class Answer:
         """What was held back of a letter in pieces."""
         rest = self._decoded()[len(self.text) :]
         self.text += rest
+        self.ends[-1:] = [len(self.text)] * len(self.ends[-1:])
         return rest
 
     def _decoded(self) -> str:

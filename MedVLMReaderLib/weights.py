@@ -1,12 +1,12 @@
-"""Weights on disk: found, checked against what a network needs, and loaded. safetensors only; nothing is ever executed."""
+"""Weights on disk: found, checked against what a network needs, and loaded. safetensors only; nothing ever runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -19,13 +19,16 @@ from MedVLMReaderLib import ReaderError
 DECODERS = {"qwen2": "Qwen2", "llama": "Llama", "opt": "OPT"}
 """Kinds of decoder that a folder may name -> the beginning of transformers' own classes for it."""
 
-DECODER_FIELDS = frozenset(
-    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "max_position_embeddings tie_word_embeddings rms_norm_eps rope_theta hidden_act ffn_dim word_embed_proj_dim "
-    "activation_function do_layer_norm_before bos_token_id eos_token_id pad_token_id".split()
-)
-LARGEST = 1 << 20
-"""No field of a decoder's configuration may exceed this."""
+DECODER_FIELDS = frozenset((
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings", "rms_norm_eps", "rope_theta", "hidden_act",
+    "ffn_dim", "word_embed_proj_dim", "activation_function", "do_layer_norm_before", "bos_token_id", "eos_token_id",
+    "pad_token_id",
+))  # fmt: skip
+LARGEST, DEEPEST = 1 << 20, 1000
+"""No number of a configuration may exceed the first, no count of layers the second."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_config(folder: Path, fields: Iterable[str]) -> dict[str, Any]:
@@ -39,31 +42,35 @@ def read_config(folder: Path, fields: Iterable[str]) -> dict[str, Any]:
         raise ReaderError(f"'{path}' cannot be read ({error}). Get the model again.") from None
     if not isinstance(config, dict):
         raise ReaderError(f"'{path}' should hold one JSON object. Get the model again.")
-    _only(config, frozenset(fields), path)
+    only(config, fields, f"'{path}'")
     missing = sorted(set(fields) - set(config))
     if missing:
         raise ReaderError(f"'{path}' lacks {', '.join(missing)}. Get the model again.")
     return config
 
 
-def _only(config: Mapping[str, Any], allowed: frozenset[str], where: object) -> None:
-    extra = sorted(set(config) - allowed)
+def only(config: Any, allowed: Iterable[str], where: str) -> None:
+    """ReaderError where a part of a configuration is no JSON object, has another field, or a number out of bounds."""
+    if not isinstance(config, dict):
+        raise ReaderError(f"{where} should be a JSON object, not {config!r:.40}. Get the model again.")
+    extra = sorted(set(config) - set(allowed))
     if extra:
         raise ReaderError(
             f"{where} has the field '{extra[0]}', which is not allowed there. A configuration names sizes and nothing "
             "that could run; use a model from a source you trust."
         )
+    for name, value in config.items():
+        most = DEEPEST if name.endswith(("layers", "depth")) else LARGEST
+        if isinstance(value, (int, float)) and not -LARGEST <= value <= most:  # not: NaN is caught, too
+            raise ReaderError(f"{where} has {name} {value}: not a size that any model has. Get the model again.")
 
 
 def new_decoder(config: Mapping[str, Any]) -> Any:
     """An untrained causal language model of transformers' own, from plain numbers."""
-    _only(config, DECODER_FIELDS, "The decoder's configuration")
+    only(config, DECODER_FIELDS, "The decoder's configuration")
     kind = config.get("model_type")
     if kind not in DECODERS:
         raise ReaderError(f"The decoder is a '{kind}'. Known: {', '.join(sorted(DECODERS))}.")
-    for name, value in config.items():
-        if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST:
-            raise ReaderError(f"The decoder's {name} is {value}: not a size that any model has.")
     numbers = {name: value for name, value in config.items() if name != "model_type"}
     settings = getattr(transformers, f"{DECODERS[kind]}Config")(**numbers)
     return getattr(transformers, f"{DECODERS[kind]}ForCausalLM")(settings)
@@ -103,12 +110,32 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str
     return out
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], tied: Iterable[str] = ()) -> None:
-    """Put the tensors into a network, strictly: ReaderError names what is missing, left over or of another shape.
+def filled(build: Callable[[], Network], tensors: Mapping[str, Tensor]) -> Network:
+    """The network that `build` makes, with these tensors, ready to read.
 
-    `tied`: names that share another tensor's memory and are not stored.
+    Strict: ReaderError names what is missing, left over or of another shape, before any memory is taken. Of tensors
+    that the network ties together, the file has the first.
     """
-    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items() if name not in set(tied)}
+    try:
+        with torch.device("meta"):  # sizes without memory: those of a broken file may be anything
+            _check(build(), tensors)
+        network = build()
+    except ReaderError:
+        raise
+    except Exception as error:  # torch and transformers each raise their own
+        raise ReaderError(f"The sizes in config.json make no network ({error}). Get the model again.") from error
+    network.load_state_dict(dict(tensors), strict=False, assign=True)
+    for part in network.modules():
+        if isinstance(part, transformers.PreTrainedModel):
+            part.tie_weights()
+    return network.requires_grad_(False).eval()
+
+
+def _check(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """ReaderError where the tensors are not the network's."""
+    first = {id(tensor): name for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wanted = {name: shapes[name] for name in first.values()}
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     for what, names in (("lacks", missing), ("has, beyond what the model needs,", extra)):
         if names:
@@ -120,7 +147,3 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], tied: Iterable[str] 
                 f"The tensor '{name}' is {tuple(tensors[name].shape)}, the model needs {shape}. "
                 "The weights and config.json do not belong together."
             )
-    network.load_state_dict(dict(tensors), strict=False, assign=True)
-    if tied:
-        network.decoder.tie_weights()  # type: ignore[operator, union-attr]
-    network.requires_grad_(False).eval()

@@ -16,6 +16,10 @@ QUANTILE = 0.985
 class Domain(nn.Module):
     """How unlike the learned studies a scan is: Mahalanobis distance of its features' statistics."""
 
+    mean: Tensor
+    whiten: Tensor
+    limit: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(2 * width))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,8 @@ class Stem(nn.Sequential):
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         layers: list[nn.Module] = []
-        for before, after, stride in zip((channels, *widths), (*widths, widths[-1]), (*[2] * len(widths), 1), strict=True):
+        shapes = zip((channels, *widths), (*widths, widths[-1]), (*[2] * len(widths), 1), strict=True)
+        for before, after, stride in shapes:
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
         super().__init__(*layers)
 
@@ -98,10 +100,16 @@ class Perceiver(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
+    def steps(self) -> Iterator[tuple[PerceiverAttention, nn.Sequential]]:
+        """Attention and feed-forward of each layer."""
+        for layer in self.layers:
+            attend, feed = cast(nn.ModuleList, layer)
+            yield cast(PerceiverAttention, attend), cast(nn.Sequential, feed)
+
     def forward(self, media: Tensor) -> Tensor:
         media = media + self.media_pos_emb[0]
         latents = self.latents.expand(len(media), -1, -1)
-        for attend, feed in self.layers:  # type: ignore[misc]
+        for attend, feed in self.steps():
             latents = latents + attend(media, latents)
             latents = latents + feed(latents)
         return self.norm(latents)[:, None]

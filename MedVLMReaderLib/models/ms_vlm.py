@@ -340,13 +340,13 @@ class MSVLM(nn.Module):
         if sizes.places:
             self.domain = Domain(sizes.slice_width)
 
-    def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:
+    def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:  # noqa: ARG002
         """The stacks that the encoder is shown, grey levels 0 to 1 of the widest window; axial, coronal, sagittal."""
         found = [stack for volume in volumes for stack in stacks(volume, self.recipe)]
         return tuple(replace(s.volume, values=s.channels(self.recipe)[:, -1]) for s in found)
 
     @torch.no_grad()
-    def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:
+    def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:  # noqa: ARG002
         """Encode every slice of the three planes of each volume. The view changes nothing: no slice is left out."""
         if not volumes:
             raise ReaderError("No volume was given. Choose a scan first.")
@@ -430,7 +430,7 @@ FIELDS = ("format", "system", "sizes", "recipe", "template", "decoder", "reads")
 
 
 def load(folder: Path, name: str) -> MSVLM:
-    """The model in a folder of config.json, tokenizer.json and model.safetensors; ReaderError where something is off."""
+    """The model in a folder of config.json, tokenizer.json and model.safetensors; ReaderError where one is off."""
     config = read_config(folder, FIELDS)
     if (config["format"], config["system"]) != (1, "ms_vlm"):
         raise ReaderError(

@@ -1,8 +1,8 @@
 """First stage: the slice encoder learns what lies where, from made studies.
 
-Each patch token must say, through a linear head that is thrown away afterwards, what every 6.4 mm place of its patch is,
-which kinds of finding touch the patch, whose centre lies in it and how large they are. Without this dense supervision a
-6 mm lesion is never found (docs/decisions.md).
+Each patch token must say, through a linear head that is thrown away afterwards, what every 6.4 mm place of its patch
+is, which kinds of finding touch the patch, whose centre lies in it and how large they are. Without this dense
+supervision a 6 mm lesion is never found (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.models.ms_vlm import SliceEncoder, Sizes
+from MedVLMReaderLib.models.ms_vlm import Sizes, SliceEncoder
 from MedVLMReaderLib.phantom import LABELS
 from MedVLMReaderLib.preparation import Recipe, windows
 from MedVLMReaderLib.training.made_data import CLASSES, FINE, KINDS, PreparedPlane, PreparedStudy
@@ -64,8 +64,8 @@ class DenseHead(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores from (slices, 1 + patches, width) tokens.
 
-        (slices, classes, fine, fine) for places; (slices, 3, kinds, rows, columns) for findings; (slices, classes) for what the
-        class token says the slice shows at all.
+        (slices, classes, fine, fine) for places; (slices, 3, kinds, rows, columns) for findings; (slices, classes) for
+        what the class token says the slice shows at all.
         """
         summary, patches = self.summary(tokens[:, 0]), tokens[:, 1:]
         rows = int(patches.shape[1] ** 0.5)
@@ -148,7 +148,7 @@ OTHER_SIDE = np.array([CLASSES.index(_swapped(name)) for name in CLASSES])
 
 
 def mirror(arrays: tuple[Array, ...], plane: int) -> tuple[Array, ...]:
-    """The slice of a body mirrored left to right: pictures of two planes flip, in the third the neighbours change places."""
+    """The slice of a mirrored body: pictures of two planes flip left to right, in the third the neighbours swap."""
     pictures, places, *maps = arrays
     places = OTHER_SIDE[places]
     if PLANES[plane] == "sagittal":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,12 +37,16 @@ class Schedule:
 
 
 def train(
-    network: nn.Module, losses: Callable[[int], dict[str, Tensor]], folder: Path, schedule: Schedule, minutes: float = 1e9
+    network: nn.Module,
+    losses: Callable[[int], dict[str, Tensor]],
+    folder: Path,
+    schedule: Schedule,
+    minutes: float = 1e9,
 ) -> bool:
     """Step until the schedule ends; True then, False where the minutes ran out first (call again to go on).
 
-    `losses(step)` gives the parts of one batch's loss. The log is one JSON object a line in log.jsonl. Raises ReaderError where
-    the loss is no longer a number; the last good checkpoint stays.
+    `losses(step)` gives the parts of one batch's loss. The log is one JSON object a line in log.jsonl. Raises
+    ReaderError where the loss or its gradient is no longer a number; the last good checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -56,10 +61,12 @@ def train(
         parts = losses(step)
         total = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(total):
-            raise ReaderError(f"The loss is {float(total)} at step {step} of {folder.name}. The last good checkpoint is kept.")
+            raise ReaderError(f"The loss is {float(total)} at {_place(step, folder)}")
         optimiser.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        steepness = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if not torch.isfinite(steepness):
+            raise ReaderError(f"The gradient is {float(steepness)} at {_place(step, folder)}")
         optimiser.step()
         sums.add(parts)
         if (step + 1) % schedule.log_every == 0:
@@ -91,6 +98,10 @@ class Means:
         return means
 
 
+def _place(step: int, folder: Path) -> str:
+    return f"step {step} of {folder.name}. The last good checkpoint is kept: lower the learning rate and go on."
+
+
 def _log(folder: Path, line: dict[str, float]) -> None:
     with (folder / "log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -119,7 +130,8 @@ def resumed(network: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) 
             _, n, key = name.split(".", 2)
             state.setdefault(int(n), {})[key] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return int(next(iter(state.values()))["step"]) if state else 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
 
 
 def weights_in(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

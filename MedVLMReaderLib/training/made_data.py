@@ -70,7 +70,7 @@ class PreparedStudy:
         arrays["truth"] = np.frombuffer(json.dumps(self.truth.to_json()).encode(), np.uint8)
         part = path.with_suffix(f".part{os.getpid()}")
         with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)
         part.replace(path)
 
     @classmethod
@@ -80,8 +80,8 @@ class PreparedStudy:
             truth = Truth.from_json(json.loads(kept["truth"].tobytes()))
             names = ("values", "organs", "lesions", "affine")
             planes = tuple(
-                PreparedPlane(n, *(kept[f"{name}_{n}"] for name in names), float(kept["acquired_mm"][n]))  # type: ignore[arg-type]
-                for n in range(len(PLANES))
+                PreparedPlane(plane=n, acquired_mm=float(mm), **{name: kept[f"{name}_{n}"] for name in names})
+                for n, mm in enumerate(kept["acquired_mm"])
             )
         return cls(truth, planes)
 
