@@ -355,7 +355,7 @@ class MSVLM(nn.Module):
         features, grids = tuple(plane.patches for plane in planes), TokenMap(tuple(plane.grid for plane in planes))
         key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
         assumed = [n for v in volumes for n in (*v.notes, *notes(v, self.recipe))]
-        said = tuple(dict.fromkeys([self.note, *assumed] if self.note else assumed))
+        said = tuple(n for n in dict.fromkeys([self.note, *self._out_of_domain(planes), *assumed]) if n)
         seen = SeenPlanes(features, torch.empty(0), grids, self.recipe.to_json(), key, said, planes)
         return replace(seen, tokens=self.tokens(features, seen))
 
@@ -363,8 +363,9 @@ class MSVLM(nn.Module):
         """The note that this scan is unlike what the model has learned from, where it is."""
         if not self.sizes.places or (score := self.domain.score([plane.patches for plane in planes])) <= 1:
             return ()
+        how = f"{score:.1f} times the limit" if math.isfinite(score) else "hardly anything but air was found"
         return (f"{OUT_OF_DOMAIN}: this scan is unlike the studies that the model has learned from "
-                f"({score:.1f} times the limit). Do not rely on a word of what follows.",)  # fmt: skip
+                f"({how}). Do not rely on a word of what follows.",)  # fmt: skip
 
     def _plane(self, stack: Stack, centre: np.ndarray[Any, Any]) -> PlaneFeatures:
         count, rows, columns = stack.volume.grid.shape
