@@ -79,6 +79,9 @@ RULES = {
         "numpy scipy torch transformers tokenizers safetensors tqdm",
     ),
     "evaluation": Rule(),
+    "evaluation.phantom": Rule(
+        f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader training.made_data"
+    ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "cli": Rule(inside="*", ours_inside="*"),
     "__main__": Rule("cli"),
