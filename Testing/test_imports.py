@@ -83,7 +83,10 @@ RULES = {
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader training.made_data"
     ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
-    "cli": Rule(inside="*", ours_inside="*"),
+    "check": Rule("geometry volume files reading resources", "numpy"),
+    "cli": Rule("commands", inside="*", ours_inside="*"),
+    "commands": Rule(),
+    "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),
 }
 
