@@ -1,4 +1,4 @@
-"""A model folder for tests: an MS-VLM of tiny random layers that always writes the same text and does read the image."""
+"""A model folder for tests: a tiny MS-VLM of random layers that always writes the same text and does read the image."""
 
 from __future__ import annotations
 

@@ -1,0 +1,253 @@
+"""The command line, `medvlmreader`: what can be typed, and how it ends.
+
+Exit codes: 0 fine; 1 something the user can mend, said on stderr; 2 typed wrongly; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from MedVLMReaderLib import ReaderError, __version__
+from MedVLMReaderLib.commands import FINE, INTERRUPTED, WRONG
+
+DESCRIPTION = """\
+Reads a CT or MR scan with a medical vision-language model on this machine, and shows where the model looked.
+Not for clinical use.
+
+A STUDY is a DICOM folder or file, or a NIfTI, NRRD or MetaImage file."""
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Number = TypeVar("Number", int, float)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a model's word that the terminal lacks must not end the reading
+    arguments = parser().parse_args(argv)
+    module, function = arguments.run.split(":")
+    try:
+        run = getattr(importlib.import_module(f"MedVLMReaderLib.commands.{module}"), function)
+        return int(run(arguments) or FINE)
+    except ReaderError as error:
+        print(f"medvlmreader: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("medvlmreader: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `medvlmreader models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    whole = argparse.ArgumentParser(
+        "medvlmreader", description=DESCRIPTION, formatter_class=_Formatter, epilog=_EXAMPLES
+    )
+    whole.add_argument("--version", action="version", version=f"medvlmreader {__version__}")
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_models, _read, _ask, _heatmap, _preview, _check, _phantom, _train, _evaluate):
+        add(commands)
+    return whole
+
+
+_EXAMPLES = """\
+examples:
+  medvlmreader read chest.nii.gz --out readings/chest
+  medvlmreader ask chest.nii.gz "Is there a nodule in the right lung?"
+  medvlmreader COMMAND --help
+
+exit codes: 0 fine; 1 something to mend, said on stderr; 2 typed wrongly; 130 interrupted"""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Lines as they are written; options in a column that holds the longest."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def _add(commands: Commands, name: str, run: str, summary: str, more: str, *examples: str) -> argparse.ArgumentParser:
+    """A command that runs `run`, a module of commands/ and a function in it."""
+    lines = "\n".join(f"  medvlmreader {one}" for one in examples)
+    epilog = f"example{'s' if len(examples) > 1 else ''}:\n{lines}"
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n{more}".rstrip(), epilog=epilog,
+        formatter_class=_Formatter,
+    )  # fmt: skip
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    return command
+
+
+def _models(commands: Commands) -> None:
+    _add(commands, "models", "models:show", "list the models that can read", "", "models", "models --json")
+
+
+def _read(commands: Commands) -> None:
+    command = _add(
+        commands, "read", "asking:read", "write a report on a study",
+        "Prints the report as it is written. The folder of --out then holds report.txt, the reading itself\n"
+        "(reading.json and arrays.npz), where the model looked (heatmap.nii.gz) and a picture for each sentence\n"
+        "(sentence-01.png ...).\n"
+        "Ctrl-C stops after the current word and keeps what was written, marked incomplete; twice ends at once.",
+        "read chest.nii.gz --out readings/chest",
+        "read dicom_folder --series 4 --json",
+    )  # fmt: skip
+    _study(command)
+    _answering(command)
+
+
+def _ask(commands: Commands) -> None:
+    command = _add(
+        commands, "ask", "asking:ask", "ask a question about a study", "Prints the answer and keeps it as `read` does.",
+        'ask chest.nii.gz "How large is the nodule in the right lung?"',
+        'ask chest.nii.gz "Was contrast given? Choices: A. with contrast B. without contrast" --no-heatmaps',
+    )  # fmt: skip
+    _study(command)
+    command.add_argument("question", metavar="QUESTION", help='may end with " Choices: A. ... B. ..."')
+    _answering(command)
+
+
+def _heatmap(commands: Commands) -> None:
+    command = _add(
+        commands, "heatmap", "heatmap:heatmap", "draw where the model looked for a part of a kept reading",
+        "Reads the folder that `read` or `ask` wrote; no model is loaded. Without --words or --sentence: all text.",
+        "heatmap readings/chest --sentence 2",
+        'heatmap readings/chest --words "right lung" --study chest.nii.gz --out lung.nii.gz',
+    )  # fmt: skip
+    command.add_argument("reading", type=Path, metavar="READING", help="folder of a reading")
+    part = command.add_mutually_exclusive_group()
+    part.add_argument("--words", metavar="TEXT", help="a stretch of the text, at its first place")
+    part.add_argument("--sentence", type=_count, metavar="N", help="a sentence, counted from 1")
+    command.add_argument("--method", help="attention or relevance (default: the model's own)")
+    command.add_argument("--out", type=Path, metavar="FILE", help=".nii.gz, .nrrd or .mha (default: in READING)")
+    command.add_argument("--study", type=Path, help="the scan that was read: draws a picture over it, beside the file")
+    command.add_argument("--series", help=_SERIES)
+
+
+def _preview(commands: Commands) -> None:
+    command = _add(
+        commands, "preview", "preview:preview", "show what the model will be shown of a study, after preparation", "",
+        "preview chest.nii.gz --out chest.png",
+        "preview dicom_folder --series 4 --json",
+    )  # fmt: skip
+    _study(command)
+    _model(command)
+    command.add_argument("--out", type=Path, metavar="FILE", help="picture, .png (default: readings/KEY/preview.png)")
+
+
+def _check(commands: Commands) -> None:
+    command = _add(
+        commands, "check", "check:check", "read the shipped sample and compare with the shipped result",
+        "Says 'right', or what differs. Tells whether this installation reads as it should, not how good the model is.",
+        "check",
+    )  # fmt: skip
+    command.add_argument("--regenerate", action="store_true", help="for developers: write the shipped result anew")
+
+
+def _phantom(commands: Commands) -> None:
+    command = _add(
+        commands, "phantom", "phantom:phantom", "make a study with known findings",
+        "Writes volume.nii.gz, labels.nii.gz, a mask for each finding, truth.json, report.txt and questions.json.\n"
+        "No person was scanned for it: it may be passed on.",
+        "phantom --seed 7 --out made/7",
+        "phantom --seed 7 --mirrored --out made/7-mirrored",
+    )  # fmt: skip
+    command.add_argument("--seed", type=_natural, required=True, help="each number is another study")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--mirrored", action="store_true", help="with right and left of the body exchanged")
+
+
+def _train(commands: Commands) -> None:
+    command = _add(
+        commands, "train", "training:train", "train the built-in model on made studies, stage by stage",
+        "Without STAGE: lists the stages. Each goes on where it was stopped.",
+        "train",
+        "train encoder --runs runs --minutes 60",
+        "train export --runs runs --out my-model",
+    )  # fmt: skip
+    command.add_argument("stage", nargs="?", metavar="STAGE", help="data, encoder, features, words or export")
+    command.add_argument("--runs", type=Path, metavar="DIR", help="where everything is kept")
+    command.add_argument("--minutes", type=_minutes, default=75.0, help="stop after so long, keeping all (default: 75)")
+    command.add_argument("--studies", type=_count, metavar="N", help="made studies to learn from (default: 2000)")
+    command.add_argument("--trial", action="store_true", help="a few steps on a few studies: does it run here?")
+    command.add_argument("--out", type=Path, metavar="DIR", help="of export: folder for the model")
+
+
+def _evaluate(commands: Commands) -> None:
+    command = _add(
+        commands, "evaluate", "evaluate:evaluate", "measure how well a model reads studies with known findings", "",
+        "evaluate phantom --seeds 900000-900049",
+        "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
+    )  # fmt: skip
+    command.add_argument("what", choices=["phantom"], help="phantom: made studies")
+    command.add_argument("--seeds", type=_seeds, required=True, metavar="A-B", help="which, both ends included")
+    command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
+    _model(command)
+    command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
+
+
+# Options of several commands
+
+
+_SERIES = "which series of a DICOM folder: its number or UID, or a part of it; a wrong one lists them"
+
+
+def _study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("study", type=Path, metavar="STUDY", help="DICOM folder or file, NIfTI, NRRD or MetaImage")
+    command.add_argument("--series", help=_SERIES)
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="built-in", help="a name of `models`, or a folder (default: built-in)")
+
+
+def _answering(command: argparse.ArgumentParser) -> None:
+    _model(command)
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the reading (default: readings/KEY)")
+    command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
+    command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
+
+
+def _count(text: str) -> int:
+    return _number(text, 1, int)
+
+
+def _natural(text: str) -> int:
+    return _number(text, 0, int)
+
+
+def _minutes(text: str) -> float:
+    return _number(text, 0.0, float)
+
+
+def _number(text: str, least: Number, kind: Callable[[str], Number]) -> Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = least - 1
+    if not value >= least:
+        raise argparse.ArgumentTypeError(f"'{text}' should be a number from {least} up")
+    return value
+
+
+def _seeds(text: str) -> range:
+    """The seeds of "3-7" or "3"."""
+    first, _, last = text.partition("-")
+    start, stop = _natural(first), _natural(last or first)
+    if stop < start:
+        raise argparse.ArgumentTypeError(f"'{text}' should name the smaller seed first")
+    return range(start, stop + 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""`evaluate`: how well a model reads studies with known findings."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.commands.terminal import check_writable, loaded, reason, say, say_json
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Measure, and print the figures."""
+    if arguments.out:
+        check_writable(arguments.out.parent)
+    reader = loaded(arguments.model)
+    from tqdm import tqdm
+
+    from MedVLMReaderLib.evaluation.phantom import evaluate as measured
+
+    with tqdm(total=len(arguments.seeds), desc="Studies", disable=None, leave=False) as bar:
+        figures = measured(
+            reader, arguments.seeds, mirrored=arguments.mirrored, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    if arguments.json:
+        say_json(figures)
+    else:
+        for row in table(figures):
+            say(row)
+    if arguments.out:
+        _keep(figures, arguments)
+
+
+def _keep(figures: Mapping[str, Any], arguments: Namespace) -> None:
+    from MedVLMReaderLib.reading import write_whole
+
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole({arguments.out: (json.dumps(figures, indent=1) + "\n").encode()})
+    except OSError as error:
+        raise ReaderError(
+            f"'{arguments.out}' could not be written ({reason(error)}). The figures were printed; copy them from there."
+        ) from error
+
+
+def table(figures: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """A line for each figure with its 95 % interval, those of a group under its name."""
+    for name, value in figures.items():
+        title = before + name.replace("_", " ")
+        if isinstance(value, Mapping) and "value" not in value:
+            yield title
+            yield from table(value, before + "  ")
+        elif isinstance(value, Mapping):
+            yield f"{title:<32}{_interval(value)}"
+        elif name == "seeds":
+            yield f"{title:<32}{value[0]} to {value[-1]}"
+        else:
+            yield f"{title:<32}{value}"
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    value, low, high = ("-" if figure[end] is None else f"{figure[end]:.3f}" for end in ("value", "low", "high"))
+    return f"{value:>8}  ({low} to {high}, n = {figure['n']})"
