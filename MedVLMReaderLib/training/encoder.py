@@ -85,10 +85,10 @@ def loss(head: DenseHead, tokens: Tensor, batch: Slices) -> dict[str, Tensor]:
     here = batch.touched > 0
     return {
         "places": F.cross_entropy(places, batch.places, weight=weight),
-        "touched": _balanced(touched, batch.touched) * 0.1,
-        "centred": _balanced(centred, batch.centred) * 0.1,
-        "summary": F.binary_cross_entropy_with_logits(summary, shown),
-        "sizes": F.smooth_l1_loss(sizes[here], batch.sizes[here], beta=0.2) if here.any() else sizes.sum() * 0,
+        "touched": _balanced(touched, batch.touched) * 0.04,
+        "centred": _balanced(centred, batch.centred) * 0.02,
+        "summary": 0.3 * F.binary_cross_entropy_with_logits(summary, shown),
+        "sizes": 0.3 * F.smooth_l1_loss(sizes[here], batch.sizes[here], beta=0.2) if here.any() else sizes.sum() * 0,
     }
 
 
@@ -100,7 +100,7 @@ def _balanced(scores: Tensor, truth: Tensor) -> Tensor:
 
 
 def batches(
-    folder: Path, recipe: Recipe, sizes: Sizes, rng: np.random.Generator, studies: int = 6, each: int = 8
+    folder: Path, recipe: Recipe, sizes: Sizes, rng: np.random.Generator, studies: int = 8, each: int = 3
 ) -> Iterator[Slices]:
     """Batches without end, `each` slices of so many `studies`; new files in the folder are taken up as they come."""
     paths: list[Path] = []
@@ -115,7 +115,7 @@ def batches(
 def _slices_of(
     study: PreparedStudy, recipe: Recipe, sizes: Sizes, rng: np.random.Generator, count: int
 ) -> Iterator[tuple[Array, ...]]:
-    mirrored = bool(rng.random() < 0.5)
+    mirrored = bool(rng.random() < 0.33)
     gain, shift = rng.uniform(0.96, 1.04), rng.uniform(-8, 8)
     for _ in range(count):
         plane = study.planes[rng.choice(3, p=PLANE_SHARE)]
@@ -184,6 +184,6 @@ def encoder_parts(sizes: Sizes, seed: int) -> tuple[SliceEncoder, DenseHead]:
     """A new slice encoder and its head."""
     torch.manual_seed(seed)
     encoder = SliceEncoder(sizes)
-    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.2)
     nn.init.trunc_normal_(encoder.cls_token, std=0.02)
     return encoder, DenseHead(sizes.slice_width, sizes.patch)

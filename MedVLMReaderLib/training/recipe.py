@@ -9,7 +9,7 @@ export    the model as the reader loads it    a folder
 
 from __future__ import annotations
 
-import itertools
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.models.domain import Domain, statistics
 from MedVLMReaderLib.models.ms_vlm import Bridge, Sizes, SliceEncoder, Template
 from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import REPORT_REQUEST
@@ -29,7 +30,7 @@ from MedVLMReaderLib.training import encoder as dense
 from MedVLMReaderLib.training.language import END, READER, USER, corpus, made_tokenizer
 from MedVLMReaderLib.training.loop import Schedule, train, weights_in
 from MedVLMReaderLib.training.made_data import FIRST_TRAINING_SEED, make
-from MedVLMReaderLib.training.words import Studies, Writer, encode_all, place_latents
+from MedVLMReaderLib.training.words import Studies, Writer, encode_all, load_features, place_latents
 
 STAGES = ("data", "encoder", "features", "words", "export")
 
@@ -148,10 +149,16 @@ def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
     return train(writer, losses, runs / "words", plan.words, minutes)
 
 
+def fitted_domain(runs: Path) -> Domain:
+    """What the features of made studies look like; every fifth study is held out for the limit."""
+    paths = sorted((runs / "features").glob("*.safetensors"))
+    rows = torch.stack([statistics([p.patches for p in load_features(path, SIZES.patch).planes]) for path in paths])
+    held_out = torch.arange(len(rows)) % 5 == 0
+    return Domain.fitted(rows[~held_out], rows[held_out])
+
+
 def export(runs: Path, folder: Path) -> None:
     """Write the model as the reader loads it: config.json, tokenizer.json, model.safetensors in 16 bits."""
-    import json
-
     tokenizer = tokenizer_of(runs)
     folder.mkdir(parents=True, exist_ok=True)
     written = weights_in(load_file(runs / "words" / "checkpoint.safetensors"))
@@ -159,6 +166,7 @@ def export(runs: Path, folder: Path) -> None:
     tensors |= {n: v for n, v in written.items() if n.split(".")[0] in ("bridge", "decoder")}
     tensors.pop("decoder.lm_head.weight", None)  # tied to the embeddings
     half = {n: v.half() if v.is_floating_point() else v for n, v in tensors.items()}
+    half |= {f"domain.{n}": v for n, v in fitted_domain(runs).state_dict().items()}
     save_file({n: v.contiguous() for n, v in half.items()}, folder / "model.safetensors", {"format": "pt"})
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -173,8 +181,3 @@ def trial(plan: Plan) -> Plan:
     """A plan small enough for a test: it shows that the stages fit together, not that they teach anything."""
     few = Schedule(steps=3, learning_rate=1e-3, warm_up=1, save_every=2, log_every=1)
     return replace(plan, studies=3, encoder=few, words=few, words_studies=2, asked=3)
-
-
-def seeds_from(first: int) -> itertools.count[int]:
-    """Seeds without end."""
-    return itertools.count(first)
