@@ -68,6 +68,21 @@ class Stem(nn.Sequential):
         super().__init__(*layers)
 
 
+class LocalBlock(nn.Module):
+    """A residual 3x3 convolution over a picture's patches (slices, width, rows, columns); starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.proj = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(F.gelu(self.norm(self.conv(x))))
+
+
 class PerceiverAttention(nn.Module):
     """Latents (batch, latents, width) attend to media (batch, n, width) and themselves."""
 

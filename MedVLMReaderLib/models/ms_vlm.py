@@ -23,7 +23,7 @@ from transformers import BigBirdConfig, BigBirdModel
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Grid, TokenMap
 from MedVLMReaderLib.models.domain import Domain
-from MedVLMReaderLib.models.layers import Perceiver, SliceBlock, Stem
+from MedVLMReaderLib.models.layers import LocalBlock, Perceiver, SliceBlock, Stem
 from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import PLANES, View, Volume
@@ -66,6 +66,8 @@ class Sizes:
     channels: int = 3
     stem: tuple[int, ...] = ()
     """Widths of 3x3 convolutions before the patches, halving the picture each; none in the published model."""
+    local: int = 0
+    """Residual 3x3 convolutions over the patches before the transformer; none in the published model."""
     context: int = 0
     """Neighbouring slices on either side that a slice is read with, as further channels."""
     slice_width: int = 768
@@ -86,6 +88,10 @@ class Sizes:
     def __post_init__(self) -> None:
         if self.patch < 1 or self.patch % 2 ** len(self.stem) or self.table % self.patch:
             raise ValueError(f"patch {self.patch} with table {self.table} and {len(self.stem)} widths of stem")
+        if self.slice_depth < 1 or self.slice_heads < 1 or self.slice_width % self.slice_heads:
+            raise ValueError(
+                f"slice_width {self.slice_width} with {self.slice_heads} slice_heads and slice_depth {self.slice_depth}"
+            )
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Sizes:
@@ -111,11 +117,12 @@ class PatchEmbedding(nn.Module):
             channels = sizes.stem[-1]
         side = sizes.patch // 2 ** len(sizes.stem)
         self.proj = nn.Conv2d(channels, sizes.slice_width, side, side)
+        self.local = nn.Sequential(*(LocalBlock(sizes.slice_width) for _ in range(sizes.local)))
 
     def forward(self, x: Tensor) -> Tensor:
         if hasattr(self, "stem"):
             x = self.stem(x)
-        return self.proj(x)  # (slices, width, rows, columns)
+        return self.local(self.proj(x))  # (slices, width, rows, columns)
 
 
 class SliceEncoder(nn.Module):

@@ -27,7 +27,11 @@ from MedVLMReaderLib.volume import PLANES
 PLANE_SHARE = (0.6, 0.2, 0.2)
 LESION_SHARE = 0.6
 """Of the slices taken, how many are chosen for the lesion they show."""
-LESION_WEIGHT = 6.0
+WEIGHTS = torch.tensor([
+    0.5, 1.0, 2.0, 2.0, 5.0, 3.0, 8.0, 10.0, 10.0, 5.0, 8.0, 1.0, 1.0,  # organs, in the order of LABELS
+    30.0, 11.0, 30.0, 30.0, 30.0, 30.0, 28.0,  # findings, in the order of KINDS
+])  # fmt: skip
+"""Of each class, about one over the root of how often it comes."""
 WINDOWS = 3
 RARE = -4.6
 """Log-odds with which the head starts to expect a finding: one patch in a hundred."""
@@ -79,12 +83,10 @@ def loss(head: DenseHead, tokens: Tensor, batch: Slices) -> dict[str, Tensor]:
     """The parts of the dense loss, by name."""
     places, findings, summary = head(tokens)
     shown = F.one_hot(batch.places.flatten(1), len(CLASSES)).amax(1).float()
-    weight = torch.ones(len(CLASSES))
-    weight[0], weight[len(LABELS) :] = 0.3, LESION_WEIGHT
     touched, centred, sizes = findings.unbind(1)
     here = batch.touched > 0
     return {
-        "places": F.cross_entropy(places, batch.places, weight=weight),
+        "places": F.cross_entropy(places, batch.places, weight=WEIGHTS),
         "touched": _balanced(touched, batch.touched) * 0.04,
         "centred": _balanced(centred, batch.centred) * 0.02,
         "summary": 0.3 * F.binary_cross_entropy_with_logits(summary, shown),

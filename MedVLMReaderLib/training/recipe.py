@@ -45,6 +45,7 @@ SIZES = Sizes(
     patch=8,
     table=128,
     stem=(32, 64),
+    local=2,
     context=1,
     slice_width=128,
     slice_depth=4,

@@ -240,7 +240,8 @@ def place_latents(bridge: Bridge, octaves: int) -> None:
         code = fourier(torch.from_numpy(zone_centres().astype(np.float32)), octaves)
         looks = bridge.to_perceiver(bridge.place(code))
         perceiver.latents[: len(looks)] = looks / looks.std() * 0.7
-        for attend, _ in perceiver.layers:  # type: ignore[misc]
+        for layer in perceiver.layers:
+            attend: Any = layer[0]  # type: ignore[index]
             inner = attend.to_q.out_features
             attend.to_kv.weight[:inner] = attend.to_q.weight
 
