@@ -13,7 +13,7 @@ import numpy as np
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.reading import combined, write_whole
+from MedVLMReaderLib.reading import Reading, combined, write_whole
 from MedVLMReaderLib.resources import resource, resources_folder
 from MedVLMReaderLib.volume import Volume
 
@@ -63,13 +63,18 @@ def measured(reader: Reader, volume: Volume) -> Figures:
         "tokens": _token_figures(tokens),
         "grids": [{"shape": list(grid.shape), "affine": np.round(grid.affine, 4).tolist()} for grid in reading.grids],
         "sentences": [
-            {
-                "text": reading.text[slice(*span)],
-                "peak_ras_mm": np.round(combined(reading.heatmaps(n)).peak(), 3).tolist(),
-            }
+            {"text": reading.text[slice(*span)], "peak_ras_mm": _peak(reading, n)}
             for n, span in enumerate(reading.sentences)
         ],
     }
+
+
+def _peak(reading: Reading, sentence: int) -> list[float] | None:
+    """(r, a, s) of a sentence's heatmap; None where it has none."""
+    try:
+        return [round(float(x), 3) for x in combined(reading.heatmaps(sentence)).peak()]
+    except ReaderError:
+        return None
 
 
 def _token_figures(tokens: Array) -> Figures:
@@ -109,6 +114,8 @@ def _token_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) ->
 
 def _within_a_cell(old: Any, new: Any, grids: list[Grid]) -> bool:
     """Whether two places are at most a cell apart, in the cells of any of the grids that the model looked through."""
+    if old is None or new is None:
+        return old is new
     steps = [np.abs(grid.to_index(np.array(old)) - grid.to_index(np.array(new))).max() for grid in grids]
     return bool(min(steps) <= 1 + 1e-3)
 

@@ -61,5 +61,6 @@ def table(figures: Mapping[str, Any], before: str = "") -> Iterator[str]:
 
 
 def _interval(figure: Mapping[str, Any]) -> str:
-    value, low, high = ("-" if figure[end] is None else f"{figure[end]:.3f}" for end in ("value", "low", "high"))
-    return f"{value:>8}  ({low} to {high}, n = {figure['n']})"
+    if figure["value"] is None:
+        return f"{'-':>8}"
+    return f"{figure['value']:>8.3f}  ({figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']})"

@@ -70,10 +70,12 @@ def _write(reading: Reading, volume: Volume, stopped: Callable[[], bool], questi
 
     assert done.folder is not None
     folder = done.folder
+    older = (folder / "reading.json").exists()
     reading.save(folder)
     write_whole({folder / REPORT: text_of(reading, question).encode()})
     done.files += [folder / REPORT, folder / "reading.json", folder / "arrays.npz"]
-    _clear(folder)
+    if older:
+        _clear(folder)
     if reading.traces and not stopped():
         _add_heatmap(reading, folder, done)
     for number in bar(range(len(reading.sentences)), "Pictures"):
@@ -151,7 +153,8 @@ def text_of(reading: Reading, question: str = "") -> str:
     """report.txt: what must be known first, the question if there was one, the text, and where it comes from."""
     notes = "\n".join(f"Note: {note}" for note in reading.notes)
     asked = f"Question: {question.strip()}" if question else ""
-    return "\n\n".join(part for part in (notes, asked, reading.text.strip(), provenance(reading)) if part) + "\n"
+    text = reading.text.strip() or "(The model wrote nothing.)"
+    return "\n\n".join(part for part in (notes, asked, text, provenance(reading)) if part) + "\n"
 
 
 def provenance(reading: Reading) -> str:
