@@ -32,6 +32,8 @@ from MedVLMReaderLib.truth import Truth
 ZONES = (8, 3, 4)
 """Parts of the scan along S, A and R, each with a latent of its own; further latents are free."""
 ZONE_MM = (48.0, 90.0, 96.0)
+RELIST = 50
+"""Steps after which the folder is looked at again: studies may still be arriving."""
 NUMBER_SPREAD_MM = 1.5
 """Numbers close to the right size count as nearly right."""
 
@@ -254,7 +256,9 @@ class Studies:
         self.paths = sorted(folder.glob("*.safetensors"))
 
     def at(self, step: int, count: int, asked: int) -> list[tuple[StudyFeatures, list[Turn]]]:
-        """The studies of a step, each with its turns."""
+        """The studies of a step, each with its turns. New files in the folder are taken up now and then."""
+        if step % RELIST == 0:
+            self.paths = sorted(self.folder.glob("*.safetensors"))
         rng = random.Random(self.seed * 1_000_003 + step)
         chosen = [load_features(path, self.patch) for path in rng.sample(self.paths, count)]
         return [(features, turns(features.truth, rng, asked)) for features in chosen]
