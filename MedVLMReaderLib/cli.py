@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,16 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function = arguments.run.split(":")
     try:
         run = getattr(importlib.import_module(f"MedVLMReaderLib.commands.{module}"), function)
-        return int(run(arguments) or FINE)
+        return _printed(int(run(arguments) or FINE))
     except ReaderError as error:
         print(f"medvlmreader: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
         print("medvlmreader: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough, as in `medvlmreader models | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
+
+
+def _printed(code: int) -> int:
+    """The code, or WRONG where not all could be printed."""
+    from MedVLMReaderLib.commands.terminal import Unprinted
+
+    if not Unprinted.reason:
+        return code
+    print(f"medvlmreader: not all could be printed ({Unprinted.reason}).", file=sys.stderr)
+    return code or WRONG
 
 
 def parser() -> argparse.ArgumentParser:

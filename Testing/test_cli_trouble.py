@@ -268,6 +268,18 @@ def test_a_closed_pipe_costs_no_reading(
     assert Reading.load(tmp_path / "out").text == TINY_TEXT
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_costs_no_reading(
+    scan: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal.Unprinted, "reason", "")
+    with open("/dev/full", "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert run("read", scan, "--model", tiny_model, "--out", tmp_path / "out", "--no-heatmaps") == 1
+    assert "not all could be printed (No space left on device)" in capsys.readouterr().err
+    assert Reading.load(tmp_path / "out").text == TINY_TEXT
+
+
 # Ctrl-C
 
 

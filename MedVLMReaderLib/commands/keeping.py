@@ -138,6 +138,7 @@ def save_whole(volume: Volume, path: Path) -> None:
 
     ending = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
     part = path.with_name(f".{uuid.uuid4().hex}{ending}")
+    sitk.ProcessObject.GlobalWarningDisplayOff()  # scanners round directions; ITK warns of every thousandth of a degree
     try:
         volume.save(part)
         if not np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(part))), volume.values):
@@ -146,6 +147,7 @@ def save_whole(volume: Volume, path: Path) -> None:
     except RuntimeError as error:
         raise OSError(str(error).strip().rsplit("\n", 1)[-1]) from error
     finally:
+        sitk.ProcessObject.GlobalWarningDisplayOn()
         part.unlink(missing_ok=True)
 
 

@@ -23,13 +23,21 @@ T = TypeVar("T")
 MODEL_PACKAGES = ("torch", "tokenizers", "safetensors", "transformers")
 
 
+class Unprinted:
+    """Why stdout or stderr took no more, where that is no closed pipe."""
+
+    reason = ""
+
+
 def say(text: str = "", *, end: str = "\n", to: TextIO | None = None) -> None:
-    """Print at once. Does nothing once nobody reads any more: a closed pipe must not cost the reading."""
+    """Print at once; a closed pipe or a full disk behind it must not cost the reading, so that printing just ends."""
     stream = to or sys.stdout
     try:
         print(text, end=end, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):  # `medvlmreader models | head -1` has read all that it wanted
+            Unprinted.reason = reason(error)
 
 
 def say_json(content: dict[str, Any]) -> None:
