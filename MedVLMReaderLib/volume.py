@@ -191,7 +191,7 @@ def _coverage(old: int, new: int, start: float, step: float) -> tuple[Array, Arr
 
     A new cell counts as at least one old cell wide, which is linear interpolation between old centres.
     """
-    centres = np.round(start + step * np.arange(new), 9)  # cells on the border must not hang on the last bit of an affine
+    centres = np.round(start + step * np.arange(new), 9)  # a border cell must not hang on an affine's last bit
     half = max(abs(round(step, 9)), 1.0) / 2
     edges = np.arange(old + 1) - 0.5
     overlap = np.diff(np.clip(edges[None], (centres - half)[:, None], (centres + half)[:, None]), axis=1)

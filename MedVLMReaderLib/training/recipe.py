@@ -62,10 +62,14 @@ SIZES = Sizes(
     places=6,
 )  # fmt: skip
 DECODER: dict[str, Any] = {
-    "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": True,
 }  # fmt: skip
 TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
+
+
+ENCODER = Schedule(steps=3000, learning_rate=2e-3)
+WORDS = Schedule(steps=4000, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Plan:
     """How much of everything; smaller for a trial."""
 
     studies: int = 2000
-    encoder: Schedule = Schedule(steps=3000, learning_rate=1.5e-3)
-    words: Schedule = Schedule(steps=6000, learning_rate=1e-3)
+    encoder: Schedule = ENCODER
+    words: Schedule = WORDS
     words_studies: int = 3
     asked: int = 6
     seed: int = 0
@@ -103,7 +107,7 @@ def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
     network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     source = dense.batches(runs / "data", RECIPE, SIZES, np.random.default_rng())
 
-    def losses(step: int) -> dict[str, Tensor]:
+    def losses(_step: int) -> dict[str, Tensor]:
         batch = next(source)
         return dense.loss(head, encoder(batch.pictures.to(memory_format=torch.channels_last)), batch)
 
