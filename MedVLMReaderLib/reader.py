@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,25 +156,24 @@ class Answer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.ends: list[int] = []
-        """How much of the text there was after each token."""
+        self.begins: list[int] = []
+        """How much of the text there was before each token; the same for all pieces of a letter."""
         self.text = ""
         self.complete = False
 
     def take(self, token: int) -> str:
         """Add a token; the new letters, none while a letter is still in pieces."""
         self.ids.append(token)
+        self.begins.append(len(self.text))
         text = self._decoded()
         new = "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[len(self.text) :]
         self.text += new
-        self.ends.append(len(self.text))
         return new
 
     def finish(self) -> str:
         """What was held back of a letter in pieces."""
         rest = self._decoded()[len(self.text) :]
         self.text += rest
-        self.ends[-1:] = [len(self.text)] * len(self.ends[-1:])
         return rest
 
     def _decoded(self) -> str:
@@ -181,5 +181,5 @@ class Answer:
 
     def tokens_of(self, span: tuple[int, int]) -> tuple[int, int]:
         """[start, stop) tokens that write the characters of a span."""
-        start = sum(end <= span[0] for end in self.ends)
-        return start, max(start + 1, sum(end < span[1] for end in self.ends) + 1)
+        first = self.begins[bisect_right(self.begins, span[0]) - 1]
+        return bisect_left(self.begins, first), bisect_left(self.begins, span[1])

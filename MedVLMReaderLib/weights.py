@@ -69,7 +69,7 @@ def new_decoder(config: Mapping[str, Any]) -> Any:
     """An untrained causal language model of transformers' own, from plain numbers."""
     only(config, DECODER_FIELDS, "The decoder's configuration")
     kind = config.get("model_type")
-    if kind not in DECODERS:
+    if not isinstance(kind, str) or kind not in DECODERS:
         raise ReaderError(f"The decoder is a '{kind}'. Known: {', '.join(sorted(DECODERS))}.")
     numbers = {name: value for name, value in config.items() if name != "model_type"}
     settings = getattr(transformers, f"{DECODERS[kind]}Config")(**numbers)

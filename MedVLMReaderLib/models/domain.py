@@ -47,6 +47,8 @@ class Domain(nn.Module):
 
 
 def statistics(features: Sequence[Tensor]) -> Tensor:
-    """(2 width,) mean and standard deviation over all cells of a study."""
+    """(2 width,) mean and standard deviation over all cells of a study; NaN where there are not two."""
     cells = torch.cat([part.float() for part in features])
+    if len(cells) < 2:
+        return torch.full((2 * cells.shape[1],), torch.nan)
     return torch.cat([cells.mean(0), cells.std(0)])

@@ -196,7 +196,8 @@ class ZFormer(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        self.bigbird = BigBirdModel(BigBirdConfig(**config))
+        no_words = dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id"))  # slices, not words, are read
+        self.bigbird = BigBirdModel(BigBirdConfig(**{**no_words, **config}))
         blocks = 5 + 2 * self.bigbird.config.num_random_blocks
         self.longest_full = blocks * self.bigbird.config.block_size
 

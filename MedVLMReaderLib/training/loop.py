@@ -61,12 +61,12 @@ def train(
         parts = losses(step)
         total = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(total):
-            raise ReaderError(f"The loss is {float(total)} at {_place(step, folder)}")
+            raise ReaderError(f"The loss is {total.item()} at {_place(step, folder)}")
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         steepness = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         if not torch.isfinite(steepness):
-            raise ReaderError(f"The gradient is {float(steepness)} at {_place(step, folder)}")
+            raise ReaderError(f"The gradient is {steepness.item()} at {_place(step, folder)}")
         optimiser.step()
         sums.add(parts)
         if (step + 1) % schedule.log_every == 0:
