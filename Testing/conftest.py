@@ -19,6 +19,15 @@ def oblique_ct() -> Volume:
     return Volume(values, grid, "CT", "made")
 
 
+@pytest.fixture
+def body_ct() -> Volume:
+    """As large as a patient, so that the tiny model's coarse cells hold tissue: turned, flipped, thick slices."""
+    grid = oblique_grid((11, 17, 14), (21.0, 16.0, 19.0), axes=(1, 2, 0), signs=(1, -1, 1))
+    values = np.random.default_rng(1).integers(-20, 120, grid.shape).astype(np.int16)
+    values[2:5, 3:6, 8:12] = -900
+    return Volume(values, grid, "CT", "made")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny MS-VLM that always writes `Testing.tiny_model.TINY_TEXT`; copy it to change it."""

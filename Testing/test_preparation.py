@@ -191,7 +191,7 @@ def test_another_recipe_has_another_key(change):
     ids=str,
 )
 def test_a_recipe_that_makes_no_pictures_is_refused(change):
-    with pytest.raises(ValueError, match="size|mm|window"):
+    with pytest.raises(ValueError, match=r"size|mm|window"):
         replace(RECIPE, **change)
 
 
