@@ -81,6 +81,8 @@ class Plan:
     words: Schedule = WORDS
     words_studies: int = 3
     asked: int = 6
+    texts: int = 1500
+    """Made studies whose texts the tokenizer is made from."""
     seed: int = 0
 
 
@@ -122,12 +124,12 @@ def trained_encoder(runs: Path) -> SliceEncoder:
     return encoder.eval()
 
 
-def tokenizer_of(runs: Path) -> Any:
-    """The tokenizer, made from the texts of made studies once."""
+def tokenizer_of(runs: Path, texts: int = Plan.texts) -> Any:
+    """The tokenizer, made once, from the texts of so many made studies."""
     from transformers import PreTrainedTokenizerFast
 
     if not (runs / "tokenizer" / "tokenizer.json").exists():
-        truths = (made_truth(FIRST_TRAINING_SEED + n) for n in range(1500))
+        truths = (made_truth(FIRST_TRAINING_SEED + n) for n in range(texts))
         made_tokenizer(corpus(truths)).save_pretrained(runs / "tokenizer")
     return PreTrainedTokenizerFast.from_pretrained(runs / "tokenizer")
 
@@ -143,7 +145,7 @@ def new_writer(tokenizer: Any, seed: int) -> Writer:
 
 def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
     """Z-former, perceiver and decoder on features that stay as they are."""
-    tokenizer = tokenizer_of(runs)
+    tokenizer = tokenizer_of(runs, plan.texts)
     writer = new_writer(tokenizer, plan.seed)
     studies = Studies(runs / "features", SIZES.patch, plan.seed)
 
@@ -185,4 +187,4 @@ def export(runs: Path, folder: Path) -> None:
 def trial(plan: Plan) -> Plan:
     """A plan small enough for a test: it shows that the stages fit together, not that they teach anything."""
     few = Schedule(steps=3, learning_rate=1e-3, warm_up=1, save_every=2, log_every=1)
-    return replace(plan, studies=3, encoder=few, words=few, words_studies=2, asked=3)
+    return replace(plan, studies=3, encoder=few, words=few, words_studies=2, asked=3, texts=20)
