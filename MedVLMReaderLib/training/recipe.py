@@ -81,7 +81,7 @@ class Plan:
     words: Schedule = WORDS
     words_studies: int = 3
     asked: int = 6
-    texts: int = 1500
+    texts: int = 500
     """Made studies whose texts the tokenizer is made from."""
     seed: int = 0
 
