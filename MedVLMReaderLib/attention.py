@@ -19,14 +19,16 @@ def relevance(
     """(rows, cells) float32: how much each cell's features spoke for the tokens [start, stop) of an answer.
 
     Gradient of the tokens' log-likelihood at the feature grid, times the features, summed over the width; what speaks
-    against is cut off. Exact through projectors and resamplers. `ids` is the whole answer.
+    against is cut off, and so are cells centred in the padding around the scan. Exact through projectors and
+    resamplers. `ids` is the whole answer.
     """
     with torch.enable_grad():
         features = [part.detach().clone().requires_grad_() for part in seen.features]
         tokens = model.tokens(features, seen)
         visual = tokens.detach().requires_grad_()
         likelihood = log_likelihood(model, replace(seen, tokens=visual), messages, ids)
-        return np.stack([_row(model, seen, features, tokens, visual, likelihood[a:b].sum()) for a, b in rows])
+        found = np.stack([_row(model, seen, features, tokens, visual, likelihood[a:b].sum()) for a, b in rows])
+    return found * seen.token_map.inside(seen.boxes).astype(np.float32)
 
 
 def log_likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int]) -> Tensor:

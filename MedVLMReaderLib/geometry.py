@@ -150,6 +150,15 @@ class TokenMap:
         """Cells of all grids together."""
         return sum(int(np.prod(grid.shape)) for grid in self.grids)
 
+    def inside(self, boxes: Sequence[Grid]) -> Array:
+        """(cells,) bool: whether each cell's centre lies in one of `boxes`; without any box, all do."""
+        centres = [
+            grid.to_world(np.stack(np.unravel_index(np.arange(np.prod(grid.shape)), grid.shape), -1))
+            for grid in self.grids
+        ]
+        places = np.concatenate(centres)
+        return np.any([box.contains(places) for box in boxes], axis=0) if boxes else np.ones(len(places), bool)
+
     def split(self, weights: Array) -> list[Array]:
         """(cells,) weights as one (k, j, i) array a grid."""
         if weights.shape[-1] != self.cells:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from MedVLMReaderLib.geometry import TokenMap
+from MedVLMReaderLib.geometry import Grid, TokenMap
 from MedVLMReaderLib.volume import View, Volume
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Seen:
     """Changes with the model's revision, the preparation or the voxels; names a cache entry."""
     notes: tuple[str, ...] = field(default=())
     """What the user must know first: assumptions, limits, out of domain."""
+    boxes: tuple[Grid, ...] = ()
+    """The scans' own grids: cells centred outside all of them are padding, and no heatmap shows them."""
 
 
 @dataclass(frozen=True, eq=False)

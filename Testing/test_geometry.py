@@ -173,3 +173,12 @@ def test_token_weights_are_split_grid_by_grid():
     np.testing.assert_array_equal(second.ravel(), [6, 7])
     with pytest.raises(ValueError, match="7 weights for 8 cells"):
         tokens.split(np.arange(7))
+
+
+def test_cells_centred_outside_every_box_are_padding():
+    box = Grid((4, 4, 4), np.eye(4))
+    wider = TokenMap((box.pad((0, 2, 0), (0, 2, 0)),))
+    inside = wider.inside((box,)).reshape(4, 8, 4)
+    assert inside[:, 2:6].all()
+    assert not inside[:, :2].any() and not inside[:, 6:].any()
+    assert wider.inside(()).all()

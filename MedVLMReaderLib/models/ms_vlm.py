@@ -364,7 +364,8 @@ class MSVLM(nn.Module):
         key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
         assumed = [n for v in volumes for n in (*v.notes, *notes(v, self.recipe))]
         said = tuple(n for n in dict.fromkeys([self.note, *self._out_of_domain(planes), *assumed]) if n)
-        seen = SeenPlanes(features, torch.empty(0), grids, self.recipe.to_json(), key, said, planes)
+        boxes = tuple(volume.grid for volume in volumes)
+        seen = SeenPlanes(features, torch.empty(0), grids, self.recipe.to_json(), key, said, boxes, planes)
         return replace(seen, tokens=self.tokens(features, seen))
 
     def _out_of_domain(self, planes: Sequence[PlaneFeatures]) -> tuple[str, ...]:
