@@ -1,8 +1,8 @@
 """Later stages: features of every study computed once and kept, then Z-former, perceiver and decoder learn words.
 
 While it learns, each latent of the perceiver is also asked, through a head that is thrown away afterwards, which
-findings have their centre in its own part of the scan: otherwise the latents stay alike and nothing small is ever
-mentioned.
+findings have their centre in its own part of the scan, or about one structure: otherwise the latents stay alike and
+nothing small is ever mentioned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training.encoder import SIZE_SCALE_MM, channels
 from MedVLMReaderLib.training.language import Turn, encoded, number_ids, turns
 from MedVLMReaderLib.training.made_data import KINDS, PreparedStudy
-from MedVLMReaderLib.truth import Truth
+from MedVLMReaderLib.truth import STRUCTURES, Truth
+from MedVLMReaderLib.volume import PLANES
 
 ZONES = (8, 3, 4)
 """Parts of the scan along S, A and R, each with a latent of its own; further latents are free."""
@@ -149,20 +150,54 @@ def zone_loss(scores: Tensor, truth: Tensor) -> Tensor:
     return total
 
 
+class OverviewHead(nn.Module):
+    """What the latents behind the zones say: one of each structure, the last of the scan; only used in training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.structure = nn.Linear(width, 1 + len(KINDS))
+        self.scan = nn.Linear(width, len(PLANES) + 2)
+
+    def loss(self, latents: Tensor, truth: Truth) -> Tensor:
+        """Whether each structure is in view and which kinds lie in it; plane, phase and modality."""
+        first = int(np.prod(ZONES))
+        said = self.structure(latents[first : first + len(STRUCTURES)])
+        right = torch.zeros_like(said)
+        for n, structure in enumerate(STRUCTURES):
+            right[n, 0] = float(structure in truth.in_view)
+            for finding in truth.findings:
+                if (finding.organ, finding.side) == structure:
+                    right[n, 1 + KINDS.index(finding.kind)] = 1
+        scan = self.scan(latents[-1])
+        plane = torch.tensor(PLANES.index(truth.plane))
+        rest = torch.tensor([float(truth.phase == "contrast"), float(truth.modality == "CT")])
+        structures = F.binary_cross_entropy_with_logits(said, right, pos_weight=torch.tensor(3.0)) * 3
+        return (
+            structures
+            + 0.3 * F.cross_entropy(scan[: len(PLANES)], plane)
+            + 0.3 * F.binary_cross_entropy_with_logits(scan[len(PLANES) :], rest)
+        )
+
+
 class Writer(nn.Module):
-    """Bridge, decoder and the training-only zone head."""
+    """Bridge, decoder and the training-only heads."""
 
     def __init__(self, bridge: Bridge, decoder: Any) -> None:
         super().__init__()
         self.bridge, self.decoder = bridge, decoder
         self.zones = ZoneHead(bridge.to_perceiver.out_features)
+        self.overview = OverviewHead(bridge.to_perceiver.out_features)
 
     def forward(self, features: StudyFeatures, turns: Sequence[Turn], tokenizer: Any) -> dict[str, Tensor]:
         """The parts of the loss on one study."""
         latents = self.bridge.latents(features.planes)
         truth = zone_truth(features.truth, features.planes[0].centre)
         visual = self.bridge.to_decoder(latents)
-        return {"zones": zone_loss(self.zones(latents), truth), "words": self._words(visual, turns, tokenizer)}
+        return {
+            "zones": zone_loss(self.zones(latents), truth),
+            "overview": self.overview.loss(latents, features.truth),
+            "words": self._words(visual, turns, tokenizer),
+        }
 
     def _words(self, visual: Tensor, turns: Sequence[Turn], tokenizer: Any) -> Tensor:
         batch = packed([encoded(turn, tokenizer) for turn in turns], len(visual), tokenizer)
