@@ -72,9 +72,8 @@ class Grid:
 
     def to_index(self, ras: ArrayLike) -> Array:
         """(..., 3) fractional indices (k, j, i) of (..., 3) places (r, a, s) in mm."""
-        offset = np.asarray(ras, np.float64) - self.affine[:3, 3]
-        index: Array = np.linalg.solve(self.affine[:3, :3], offset[..., None])
-        return index[..., 0]
+        index: Array = (np.asarray(ras, np.float64) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+        return index
 
     def contains(self, ras: ArrayLike) -> Array:
         """(...) whether each place lies inside the box, cell borders included."""

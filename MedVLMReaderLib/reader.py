@@ -104,7 +104,7 @@ class Reader:
         timings["heatmaps"] = time.monotonic() - began - timings["answer"]
         yield Reading(
             question.strip(), answer.text, answer.complete, traces, seen.token_map.grids, self.model.name,
-            self.model.revision, asdict(options), seen.preparation, seen.notes, timings,
+            self.model.revision, asdict(options), seen.preparation, seen.notes, timings, seen.boxes,
         )  # fmt: skip
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,8 @@ class Reading:
     notes: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds."""
+    boxes: tuple[Grid, ...] = ()
+    """The scans' own grids."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """ISO 8601, UTC."""
 
@@ -125,8 +127,10 @@ class Reading:
         return tuple(Volume(part, grid, notes=notes) for part, grid in zip(parts, self.grids, strict=True))
 
     def heatmap(self, words: str | Span | int | None = None, method: str | None = None) -> Volume:
-        """`heatmaps` as one volume for display and saving, see `combined`. Values sum to 1."""
-        return combined(self.heatmaps(words, method))
+        """`heatmaps` as one volume for display and saving, see `combined`. Values sum to 1, none outside the scans."""
+        heat = combined(self.heatmaps(words, method))
+        values = heat.values * TokenMap((heat.grid,)).inside(self.boxes).reshape(heat.grid.shape)
+        return replace(heat, values=(values / values.sum()).astype(np.float32)) if values.any() else heat
 
     def _trace(self, span: Span, method: str | None) -> tuple[Trace, Array]:
         """The trace to use for a stretch of text, and how many letters each of its rows shares with it."""
@@ -152,7 +156,8 @@ class Reading:
         content = {name: getattr(self, name) for name in _PLAIN} | {
             "format": FORMAT,
             "notes": list(self.notes),
-            "grids": [{"shape": list(grid.shape), "affine": grid.affine.tolist()} for grid in self.grids],
+            "grids": [_grid_plain(grid) for grid in self.grids],
+            "boxes": [_grid_plain(grid) for grid in self.boxes],
             "traces": traces,
         }
         return content, {name: trace.weights for name, trace in zip(names, self.traces, strict=True)}
@@ -165,10 +170,13 @@ class Reading:
                 f"This reading has format {content['format']}; this version reads up to {FORMAT}. Update MedVLM Reader."
             )
         try:
-            grids = tuple(Grid(tuple(grid["shape"]), np.array(grid["affine"])) for grid in content["grids"])
+            grids, boxes = (
+                tuple(Grid(tuple(grid["shape"]), np.array(grid["affine"])) for grid in content[name])
+                for name in ("grids", "boxes")
+            )
             traces = tuple(_trace_from(trace, arrays, TokenMap(grids).cells) for trace in content["traces"])
             fields = {name: content[name] for name in _PLAIN}
-            return cls(**fields, notes=tuple(content["notes"]), grids=grids, traces=traces)
+            return cls(**fields, notes=tuple(content["notes"]), grids=grids, boxes=boxes, traces=traces)
         except KeyError as missing:
             raise ReaderError(f"The reading lacks {missing}. Ask again, or restore the file from a copy.") from missing
         except (TypeError, ValueError) as wrong:
@@ -204,6 +212,10 @@ class Reading:
 
 
 _PLAIN = ("question", "text", "complete", "model", "revision", "options", "preparation", "timings", "created")
+
+
+def _grid_plain(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "affine": grid.affine.tolist()}
 
 
 def _trace_from(content: dict[str, Any], arrays: dict[str, Array], cells: int) -> Trace:

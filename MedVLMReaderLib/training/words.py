@@ -33,6 +33,8 @@ from MedVLMReaderLib.volume import PLANES
 ZONES = (8, 3, 4)
 """Parts of the scan along S, A and R, each with a latent of its own; further latents are free."""
 ZONE_MM = (48.0, 90.0, 96.0)
+SHORT = 24
+"""Tokens of an answer up to which all of it is what the image decides."""
 RELIST = 50
 """Steps after which the folder is looked at again: studies may still be arriving."""
 NUMBER_SPREAD_MM = 1.5
@@ -194,7 +196,7 @@ class Writer(nn.Module):
         truth = zone_truth(features.truth, features.planes[0].centre)
         visual = self.bridge.to_decoder(latents)
         return {
-            "zones": zone_loss(self.zones(latents), truth),
+            "zones": 0.1 * zone_loss(self.zones(latents), truth),
             "overview": self.overview.loss(latents, features.truth),
             "words": self._words(visual, turns, tokenizer),
         }
@@ -243,18 +245,21 @@ def packed(pairs: Sequence[tuple[list[int], int]], visual: int, tokenizer: Any) 
 
 
 def informative(answer: list[int], tokenizer: Any) -> Tensor:
-    """Weights of an answer's tokens: sentences about a finding, and short answers, count more."""
-    weights = torch.ones(len(answer))
-    if len(answer) < 24:
-        return weights * 3
+    """Weights of an answer's tokens: what the image decides counts, what the wording alone decides hardly."""
+    if len(answer) < SHORT:
+        return torch.full((len(answer),), 3.0)
+    weights = torch.full((len(answer),), 0.2)
     sentence: list[int] = []
+    first = True
     for n, token in enumerate(answer):
         sentence.append(n)
         if "." in tokenizer.decode([token]):
-            if "mm" in tokenizer.decode([answer[m] for m in sentence]):
+            if first:
+                weights[sentence] = 3.0  # plane, modality and phase
+            elif "mm" in tokenizer.decode([answer[m] for m in sentence]):
                 weights[sentence] = 2.0
             weights[sentence[0]] = 3.0  # the word that decides whether there is a finding
-            sentence = []
+            sentence, first = [], False
     return weights
 
 
