@@ -12,6 +12,9 @@ from MedVLMReaderLib.volume import View, Volume
 if TYPE_CHECKING:
     from torch import Tensor
 
+OUT_OF_DOMAIN = "Out of domain"
+"""How the note begins that says a scan is unlike what the model has learned from."""
+
 
 @dataclass(frozen=True)
 class Message:

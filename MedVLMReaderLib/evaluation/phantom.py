@@ -19,7 +19,7 @@ from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.phantom import Study, made_study
 from MedVLMReaderLib.phantom_report import Exchange, QuestionType, questions
 from MedVLMReaderLib.reading import Reading, Span
-from MedVLMReaderLib.study import Seen
+from MedVLMReaderLib.study import OUT_OF_DOMAIN, Seen
 from MedVLMReaderLib.truth import Finding, Kind, Truth
 from MedVLMReaderLib.volume import Volume
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 CLOSED_TYPES: tuple[QuestionType, ...] = ("plane", "phase", "organ", "abnormality", "location")
 TURNED = 50
 """So many studies, the first ones, are read a second time from another storage order."""
-OUT_OF_DOMAIN = "Out of domain"
-"""How the note of a study begins that is unlike what the model learnt from."""
 
 Share = tuple[float, float]
 """What one study adds to a figure: (part, whole). The figure is the sum of parts over the sum of wholes."""

@@ -25,7 +25,7 @@ from MedVLMReaderLib.geometry import Grid, TokenMap
 from MedVLMReaderLib.models.domain import Domain
 from MedVLMReaderLib.models.layers import LocalBlock, Perceiver, SliceBlock, Stem
 from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
-from MedVLMReaderLib.study import Message, Prompt, Seen
+from MedVLMReaderLib.study import OUT_OF_DOMAIN, Message, Prompt, Seen
 from MedVLMReaderLib.volume import PLANES, View, Volume
 from MedVLMReaderLib.weights import filled, new_decoder, only, read_config, read_tensors, read_tokenizer, renamed
 
@@ -40,8 +40,6 @@ NAMES = {
 """Published tensor names -> ours, by their beginnings."""
 
 IMAGE, QUESTION = "{image}", "{question}"
-
-OUT_OF_DOMAIN = "Out of domain"
 
 MADE_STUDIES_ONLY = (
     "This model has learned from made studies only. It shows how the reader works; "

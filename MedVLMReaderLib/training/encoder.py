@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models.ms_vlm import Sizes, SliceEncoder
 from MedVLMReaderLib.phantom import LABELS
+from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe, windows
-from MedVLMReaderLib.training.made_data import CLASSES, FINE, KINDS, PreparedPlane, PreparedStudy
+from MedVLMReaderLib.training.made_data import CLASSES, FINE, PreparedPlane, PreparedStudy
 from MedVLMReaderLib.truth import Truth
 from MedVLMReaderLib.volume import PLANES
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.phantom import LABELS, Study, made_study
+from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe, Stack, stacks
-from MedVLMReaderLib.truth import ORGAN_OF, Kind, Truth
+from MedVLMReaderLib.truth import Truth
 from MedVLMReaderLib.volume import PLANES, Volume
 
 FIRST_TRAINING_SEED = 1_000_000
@@ -22,7 +23,6 @@ FIRST_VALIDATION_SEED = 900_000
 MIRRORED_EVERY = 3
 """Every third body has its organs on the other side, so that sides are read from the picture, not from the liver."""
 
-KINDS: tuple[Kind, ...] = tuple(ORGAN_OF)
 CLASSES: tuple[str, ...] = (*LABELS, *KINDS)
 """What a place can be."""
 FINE = 2

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.models.ms_vlm import Bridge, PlaneFeatures, SliceEncoder, fourier, kept_patches
+from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training.encoder import SIZE_SCALE_MM, channels
 from MedVLMReaderLib.training.language import Turn, encoded, number_ids, turns
-from MedVLMReaderLib.training.made_data import KINDS, PreparedStudy
+from MedVLMReaderLib.training.made_data import PreparedStudy
 from MedVLMReaderLib.truth import STRUCTURES, Truth
 from MedVLMReaderLib.volume import PLANES
 
