@@ -24,6 +24,7 @@ _TYPES = {
 _COLOUR = {32: "complex numbers", 1792: "complex numbers", 2048: "complex numbers", 128: "colours", 2304: "colours"}
 _SCANNER = 1  # transform code: the scanner's own frame
 _UNITS_MM = {1: 1000.0, 3: 0.001}  # metres, micrometres; anything else counts as millimetres
+_HALF_TURN = 1e-7  # below, what is left for the quaternion's first number is rounding: nifti1_io.c takes it for 0
 _LARGEST_RATIO = 1100  # deflate cannot shrink further: a header that asks for more lies
 
 # name: (offset, type, count) in NIfTI-1, then in NIfTI-2 (nifti1.h, nifti2.h)
@@ -217,7 +218,8 @@ def _upright(affine: Array) -> bool:
 def _turned(header: _Header, sizes: Array) -> Array:
     """(4, 4) from (i, j, k, 1) of the header's quaternion, voxel sizes and offset (NIfTI's method 2)."""
     b, c, d, *offset = header.get("quatern")
-    a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
+    rest = 1.0 - (b * b + c * c + d * d)
+    a = np.sqrt(rest) if rest >= _HALF_TURN else 0.0
     a, b, c, d = np.array([a, b, c, d]) / max(float(np.linalg.norm([a, b, c, d])), 1e-12)
     turn = np.array([
         [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
