@@ -20,7 +20,7 @@ from MedVLMReaderLib.shapes import Blob, Crescent, Shape
 from MedVLMReaderLib.truth import STRUCTURES, Finding, Phase, Side, Truth
 from MedVLMReaderLib.volume import PLANES, PlaneName, Volume
 
-__all__ = ["LABELS", "Study", "made_study", "made_truth", "write"]
+__all__ = ["LABELS", "Study", "made_outline", "made_study", "made_truth", "write"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,13 @@ class _Plan:
 
 def made_truth(seed: int, *, mirrored: bool = False) -> Truth:
     """The truth of `made_study(seed)`, without rendering it."""
-    return _placed(_planned(seed), mirrored)[0]
+    return made_outline(seed, mirrored=mirrored)[0]
+
+
+def made_outline(seed: int, *, mirrored: bool = False) -> tuple[Truth, Grid]:
+    """The truth of `made_study(seed)` and the box of its voxels, but for their order, without rendering it."""
+    truth, _, grid = _placed(_planned(seed), mirrored)
+    return truth, grid
 
 
 def made_study(seed: int, *, mirrored: bool = False) -> Study:

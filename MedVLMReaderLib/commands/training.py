@@ -16,7 +16,11 @@ STAGES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "every study through the encoder",
         (("data/*.npz", "data"), ("encoder/checkpoint.safetensors", "encoder")),
     ),
-    "words": ("Z-former, perceiver and decoder, on the features", (("features/*.safetensors", "features"),)),
+    "language": ("the decoder, on perfect visual tokens", ()),
+    "words": (
+        "Z-former, perceiver and decoder, on the features",
+        (("features/*.safetensors", "features"), ("language/checkpoint.safetensors", "language")),
+    ),
     "export": (
         "the model as a folder that can be read with",
         (("encoder/checkpoint.safetensors", "encoder"), ("words/checkpoint.safetensors", "words")),

@@ -57,19 +57,8 @@ class SliceBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Stem(nn.Sequential):
-    """3x3 convolutions that halve the picture each, then one that keeps it: low-contrast edges before patches."""
-
-    def __init__(self, channels: int, widths: Sequence[int]) -> None:
-        layers: list[nn.Module] = []
-        shapes = zip((channels, *widths), (*widths, widths[-1]), (*[2] * len(widths), 1), strict=True)
-        for before, after, stride in shapes:
-            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
-        super().__init__(*layers)
-
-
 class LocalBlock(nn.Module):
-    """A residual 3x3 convolution over a picture's patches (slices, width, rows, columns); starts as the identity."""
+    """A residual 3x3 convolution over (slices, width, rows, columns); starts as the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,6 +70,17 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(F.gelu(self.norm(self.conv(x))))
+
+
+class Stem(nn.Sequential):
+    """Convolutions that halve the picture at each width and look around there: low-contrast edges before patches."""
+
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for before, after in zip((channels, *widths), widths, strict=False):
+            halve = nn.Conv2d(before, after, 4, 2, 1, bias=False)  # even: centred on the four pixels that it joins
+            layers += [halve, nn.BatchNorm2d(after), nn.GELU(), LocalBlock(after)]
+        super().__init__(*layers)
 
 
 class PerceiverAttention(nn.Module):
@@ -95,11 +95,18 @@ class PerceiverAttention(nn.Module):
         self.to_kv = nn.Linear(width, 2 * heads * head_width, bias=False)
         self.to_out = nn.Linear(heads * head_width, width, bias=False)
 
-    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+    def split(self, media: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (batch, heads, latents, head width); keys and values of the media, then of the latents."""
         latents = self.norm_latents(latents)
         k, v = self.to_kv(torch.cat([self.norm_media(media), latents], 1)).chunk(2, -1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(latents), k, v))
+        return q, k, v
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        return self.gathered(*self.split(media, latents))
 
 
 class Perceiver(nn.Module):

@@ -63,7 +63,7 @@ class Sizes:
     """Picture size for which the table of positions was learned."""
     channels: int = 3
     stem: tuple[int, ...] = ()
-    """Widths of 3x3 convolutions before the patches, halving the picture each; none in the published model."""
+    """Widths of convolutions before the patches, halving the picture each; none in the published model."""
     local: int = 0
     """Residual 3x3 convolutions over the patches before the transformer; none in the published model."""
     context: int = 0

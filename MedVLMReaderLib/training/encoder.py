@@ -26,8 +26,14 @@ from MedVLMReaderLib.truth import Truth
 from MedVLMReaderLib.volume import PLANES
 
 PLANE_SHARE = (0.6, 0.2, 0.2)
-LESION_SHARE = 0.6
-"""Of the slices taken, how many are chosen for the lesion they show."""
+LESION_SHARE = 0.7
+"""Of the slices taken, how many are chosen for a finding they show, where there is one."""
+EFFUSION_SHARE = 0.3
+"""How often that is an effusion, against any other finding: it is large and learnt soon."""
+RELIST = 100
+"""Steps after which the folder is looked at again."""
+FOCUS_STEPS = 800
+"""Steps over which small findings come to count fully: at once, they drown the organs."""
 WEIGHTS = torch.tensor([
     0.5, 1.0, 2.0, 2.0, 5.0, 3.0, 8.0, 10.0, 10.0, 5.0, 8.0, 1.0, 1.0,  # organs, in the order of LABELS
     30.0, 11.0, 30.0, 30.0, 30.0, 30.0, 28.0,  # findings, in the order of KINDS
@@ -80,16 +86,17 @@ class DenseHead(nn.Module):
         return places, findings, summary
 
 
-def loss(head: DenseHead, tokens: Tensor, batch: Slices) -> dict[str, Tensor]:
+def loss(head: DenseHead, tokens: Tensor, batch: Slices, step: int) -> dict[str, Tensor]:
     """The parts of the dense loss, by name."""
+    focus = 0.03 + 0.07 * min(1.0, step / FOCUS_STEPS)
     places, findings, summary = head(tokens)
     shown = F.one_hot(batch.places.flatten(1), len(CLASSES)).amax(1).float()
     touched, centred, sizes = findings.unbind(1)
     here = batch.touched > 0
     return {
         "places": F.cross_entropy(places, batch.places, weight=WEIGHTS),
-        "touched": _balanced(touched, batch.touched) * 0.04,
-        "centred": _balanced(centred, batch.centred) * 0.02,
+        "touched": _balanced(touched, batch.touched) * focus,
+        "centred": _balanced(centred, batch.centred) * focus,
         "summary": 0.3 * F.binary_cross_entropy_with_logits(summary, shown),
         "sizes": 0.3 * F.smooth_l1_loss(sizes[here], batch.sizes[here], beta=0.2) if here.any() else sizes.sum() * 0,
     }
@@ -102,17 +109,21 @@ def _balanced(scores: Tensor, truth: Tensor) -> Tensor:
     return (entropy * miss**2 * (1 + 4 * truth)).sum() / truth.sum().clamp(min=1.0)
 
 
-def batches(
-    folder: Path, recipe: Recipe, sizes: Sizes, rng: np.random.Generator, studies: int = 8, each: int = 3
-) -> Iterator[Slices]:
-    """Batches without end, `each` slices of so many `studies`; new files in the folder are taken up as they come."""
-    paths: list[Path] = []
-    while True:
-        if rng.random() < 0.02 or not paths:
-            paths = sorted(folder.glob("*.npz"))
-        chosen = [PreparedStudy.load(paths[n]) for n in rng.integers(0, len(paths), studies)]
-        parts = [part for study in chosen for part in _slices_of(study, recipe, sizes, rng, each)]
-        yield Slices(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True)))
+class Pictures:
+    """Prepared studies, of which each step draws its own slices; studies may still be arriving."""
+
+    def __init__(self, folder: Path, recipe: Recipe, sizes: Sizes, seed: int) -> None:
+        self.folder, self.recipe, self.sizes, self.seed = folder, recipe, sizes, seed
+        self.paths: list[Path] = []
+
+    def at(self, step: int, studies: int = 8, each: int = 3) -> Slices:
+        """`each` slices of so many `studies`; the same for the same step, once all studies are there."""
+        if step % RELIST == 0 or not self.paths:
+            self.paths = sorted(self.folder.glob("*.npz"))
+        rng = np.random.default_rng([self.seed, step])
+        chosen = [PreparedStudy.load(self.paths[n]) for n in rng.integers(0, len(self.paths), studies)]
+        parts = [part for study in chosen for part in _slices_of(study, self.recipe, self.sizes, rng, each)]
+        return Slices(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*parts, strict=True)))
 
 
 def _slices_of(
@@ -122,9 +133,19 @@ def _slices_of(
     gain, shift = rng.uniform(0.96, 1.04), rng.uniform(-8, 8)
     for _ in range(count):
         plane = study.planes[rng.choice(3, p=PLANE_SHARE)]
-        showing = np.flatnonzero(plane.lesions.any((1, 2)))
-        pool = showing if len(showing) and rng.random() < LESION_SHARE else np.arange(len(plane.values))
-        yield _slice(study.truth, plane, int(rng.choice(pool)), recipe, sizes, (gain, shift), mirrored)
+        at = int(rng.choice(_pool(study.truth, plane, rng)))
+        yield _slice(study.truth, plane, at, recipe, sizes, (gain, shift), mirrored)
+
+
+def _pool(truth: Truth, plane: PreparedPlane, rng: np.random.Generator) -> Array:
+    """The slices to draw from: all, or those that show one finding, large and small ones alike often."""
+    if truth.findings and rng.random() < LESION_SHARE:
+        shares = np.array([EFFUSION_SHARE if f.kind == "effusion" else 1.0 for f in truth.findings])
+        n = int(rng.choice(len(shares), p=shares / shares.sum()))
+        showing = np.flatnonzero((plane.lesions == n + 1).any((1, 2)))
+        if len(showing):
+            return showing
+    return np.arange(len(plane.values))
 
 
 def _slice(

@@ -6,8 +6,10 @@ import json
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -58,6 +60,7 @@ def train(
     for step in range(start, schedule.steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
+        torch.manual_seed(step)  # dropout after a kill is what it would have been
         parts = losses(step)
         total = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(total):
@@ -77,6 +80,22 @@ def train(
         if over and step + 1 < schedule.steps:
             return False
     return True
+
+
+Batch = TypeVar("Batch")
+
+
+class Ahead(Generic[Batch]):
+    """The batch of a step, made while the step before it was learned from."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make, self.pool = make, ThreadPoolExecutor(1)
+        self.waiting: dict[int, Future[Batch]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        ready = self.waiting.pop(step, None) or self.pool.submit(self.make, step)
+        self.waiting = {step + 1: self.pool.submit(self.make, step + 1)}
+        return ready.result()
 
 
 class Means:

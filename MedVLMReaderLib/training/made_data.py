@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.phantom import LABELS, Study, made_study
+from MedVLMReaderLib.phantom import LABELS, Study, made_outline, made_study
 from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe, Stack, stacks
 from MedVLMReaderLib.truth import Truth
@@ -19,7 +20,8 @@ from MedVLMReaderLib.volume import PLANES, Volume
 
 FIRST_TRAINING_SEED = 1_000_000
 """Training takes seeds from here up; anything below is unseen."""
-FIRST_VALIDATION_SEED = 900_000
+FIRST_TEXT_SEED = 2_000_000
+"""Studies from here up are never rendered: their truth alone teaches the decoder to write."""
 MIRRORED_EVERY = 3
 """Every third body has its organs on the other side, so that sides are read from the picture, not from the liver."""
 
@@ -54,11 +56,6 @@ class PreparedStudy:
     truth: Truth
     planes: tuple[PreparedPlane, ...]
 
-    @property
-    def centre(self) -> Array:
-        """(r, a, s) of the scan's middle; every stack is centred there."""
-        return self.planes[0].grid.centre
-
     def save(self, path: Path) -> None:
         """Write one .npz, whole or not at all."""
         arrays = {
@@ -75,15 +72,30 @@ class PreparedStudy:
 
     @classmethod
     def load(cls, path: Path) -> PreparedStudy:
-        """The study written by `save`."""
-        with np.load(path, allow_pickle=False) as kept:
-            truth = Truth.from_json(json.loads(kept["truth"].tobytes()))
-            names = ("values", "organs", "lesions", "affine")
-            planes = tuple(
-                PreparedPlane(plane=n, acquired_mm=float(mm), **{name: kept[f"{name}_{n}"] for name in names})
-                for n, mm in enumerate(kept["acquired_mm"])
-            )
+        """The study written by `save`; voxels are read from the file when they are used."""
+        kept = _mapped(path)
+        truth = Truth.from_json(json.loads(kept["truth"].tobytes()))
+        names = ("values", "organs", "lesions", "affine")
+        planes = tuple(
+            PreparedPlane(plane=n, acquired_mm=float(mm), **{name: kept[f"{name}_{n}"] for name in names})
+            for n, mm in enumerate(kept["acquired_mm"])
+        )
         return cls(truth, planes)
+
+
+def _mapped(path: Path) -> dict[str, Array]:
+    """The arrays of an uncompressed .npz, not read yet: an epoch needs few slices of each study."""
+    arrays: dict[str, Array] = {}
+    with zipfile.ZipFile(path) as kept, path.open("rb") as file:
+        for member in kept.infolist():
+            file.seek(member.header_offset + 26)
+            name, extra = np.frombuffer(file.read(4), "<u2")
+            file.seek(int(name) + int(extra), os.SEEK_CUR)
+            np.lib.format.read_magic(file)
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            array = np.memmap(path, kind, "r", file.tell(), shape)
+            arrays[member.filename.removesuffix(".npy")] = array
+    return arrays
 
 
 def prepared(study: Study, recipe: Recipe) -> PreparedStudy:
@@ -139,3 +151,28 @@ def make(folder: Path, seeds: Iterable[int], recipe: Recipe) -> Iterator[Path]:
         if not path.exists():
             prepared(made_study(seed, mirrored=seed % MIRRORED_EVERY == 0), recipe).save(path)
         yield path
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """What is true of a made study, and the middle of its scan (r, a, s), from which places are measured."""
+
+    truth: Truth
+    centre: Array
+
+
+def outlines(path: Path, seeds: Iterable[int]) -> list[Outline]:
+    """Outlines of made studies that are never rendered, kept in a file of one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    done = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be cut off
+    kept = {one["truth"]["seed"]: one for one in done}
+    if len(done) < len(lines):
+        path.write_text("".join(lines[: len(done)]))
+    with path.open("a") as file:
+        for seed in seeds:
+            if seed not in kept:
+                truth, grid = made_outline(seed, mirrored=seed % MIRRORED_EVERY == 0)
+                kept[seed] = {"truth": truth.to_json(), "centre": grid.centre.tolist()}
+                print(json.dumps(kept[seed]), file=file, flush=True)
+    return [Outline(Truth.from_json(kept[seed]["truth"]), np.array(kept[seed]["centre"])) for seed in seeds]

@@ -1,8 +1,9 @@
-"""The built-in model's recipe: four stages, each resumable, in a folder of runs.
+"""The built-in model's recipe: its stages, each resumable, in a folder of runs.
 
 data      made studies, prepared              runs/data/SEED.npz
 encoder   dense supervision of the slices     runs/encoder/
 features  every study through the encoder     runs/features/SEED.safetensors
+language  the decoder, on perfect tokens      runs/language/
 words     Z-former, perceiver and decoder     runs/words/
 export    the model as the reader loads it    a folder
 """
@@ -10,11 +11,11 @@ export    the model as the reader loads it    a folder
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,12 +28,14 @@ from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import REPORT_REQUEST
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training import encoder as dense
-from MedVLMReaderLib.training.language import END, READER, USER, corpus, made_tokenizer
-from MedVLMReaderLib.training.loop import Schedule, train, weights_in
-from MedVLMReaderLib.training.made_data import FIRST_TRAINING_SEED, make
-from MedVLMReaderLib.training.words import Studies, Writer, encode_all, load_features, place_latents
+from MedVLMReaderLib.training.features import encode_all, load_features
+from MedVLMReaderLib.training.language import END, READER, USER, corpus, made_tokenizer, turns
+from MedVLMReaderLib.training.loop import Ahead, Schedule, train, weights_in
+from MedVLMReaderLib.training.made_data import FIRST_TEXT_SEED, FIRST_TRAINING_SEED, make, outlines
+from MedVLMReaderLib.training.telling import TOKENS
+from MedVLMReaderLib.training.words import Studies, Writer, centred, place_latents
 
-STAGES = ("data", "encoder", "features", "words", "export")
+STAGES = ("data", "encoder", "features", "language", "words", "export")
 
 RECIPE = Recipe(
     size=128,
@@ -55,10 +58,10 @@ SIZES = Sizes(
         "pad_token_id": 0, "block_size": 16, "num_random_blocks": 3, "max_position_embeddings": 1024,
     },
     perceiver_width=128,
-    perceiver_depth=2,
+    perceiver_depth=3,
     perceiver_heads=4,
     head_width=32,
-    latents=112,
+    latents=TOKENS,
     places=6,
 )  # fmt: skip
 DECODER: dict[str, Any] = {
@@ -68,16 +71,25 @@ DECODER: dict[str, Any] = {
 TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
 
 
-ENCODER = Schedule(steps=3000, learning_rate=2e-3)
+ENCODER = Schedule(steps=3600, learning_rate=2e-3)
+LANGUAGE = Schedule(steps=2500, learning_rate=1.5e-3)
 WORDS = Schedule(steps=4000, learning_rate=1e-3)
+
+
+THINNED = 0.8
+"""Share of the steps of the words stage that see a part of each study's patches alone."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How much of everything; smaller for a trial."""
 
-    studies: int = 2000
+    studies: int = 3000
     encoder: Schedule = ENCODER
+    language: Schedule = LANGUAGE
+    outlines: int = 5000
+    """Made studies that are never rendered, for the decoder to write about."""
+    outlines_each: int = 8
     words: Schedule = WORDS
     words_studies: int = 3
     asked: int = 6
@@ -98,6 +110,8 @@ def run(stage: str, runs: Path, plan: Plan, minutes: float = 75.0) -> bool:
     if stage == "features":
         encode_all(runs / "data", runs / "features", trained_encoder(runs), RECIPE)
         return True
+    if stage == "language":
+        return train_language(runs, plan, minutes)
     if stage == "words":
         return train_words(runs, plan, minutes)
     raise ReaderError(f"No stage '{stage}'. Stages: {', '.join(STAGES)}.")
@@ -107,11 +121,13 @@ def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
     """Dense supervision of the slice encoder."""
     encoder, head = dense.encoder_parts(SIZES, plan.seed)
     network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    source = dense.batches(runs / "data", RECIPE, SIZES, np.random.default_rng())
+    pictures = Ahead(dense.Pictures(runs / "data", RECIPE, SIZES, plan.seed).at)
 
-    def losses(_step: int) -> dict[str, Tensor]:
-        batch = next(source)
-        return dense.loss(head, encoder(batch.pictures.to(memory_format=torch.channels_last)), batch)
+    def losses(step: int) -> dict[str, Tensor]:
+        batch = pictures(step)
+        with torch.autocast("cpu", torch.bfloat16):  # a quarter less time on processors that have it
+            tokens = encoder(batch.pictures.to(memory_format=torch.channels_last))
+        return dense.loss(head, tokens.float(), batch, step)
 
     return train(network, losses, runs / "encoder", plan.encoder, minutes)
 
@@ -135,7 +151,7 @@ def tokenizer_of(runs: Path, texts: int = Plan.texts) -> Any:
 
 
 def new_writer(tokenizer: Any, seed: int) -> Writer:
-    """Bridge, decoder and zone head, untrained."""
+    """Bridge, decoder and what teaches them, untrained."""
     torch.manual_seed(seed)
     config = Qwen2Config(**{k: v for k, v in DECODER.items() if k != "model_type"}, vocab_size=len(tokenizer))
     bridge = Bridge(SIZES, DECODER["hidden_size"])
@@ -143,15 +159,46 @@ def new_writer(tokenizer: Any, seed: int) -> Writer:
     return Writer(bridge, Qwen2ForCausalLM(config))
 
 
+def train_language(runs: Path, plan: Plan, minutes: float) -> bool:
+    """The decoder learns to write about what perfect visual tokens tell it; no picture is seen."""
+    tokenizer = tokenizer_of(runs, plan.texts)
+    writer = new_writer(tokenizer, plan.seed)
+    seeds = range(FIRST_TEXT_SEED, FIRST_TEXT_SEED + plan.outlines)
+    known = outlines(runs / "language" / "outlines.jsonl", seeds)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        rng = random.Random(plan.seed * 1_000_003 + step)
+        chosen = rng.sample(known, min(plan.outlines_each, len(known)))
+        asked = [turns(outline.truth, rng, plan.asked) for outline in chosen]
+        with torch.autocast("cpu", torch.bfloat16):
+            return {"words": writer.words([writer.perfect(outline, rng) for outline in chosen], asked, tokenizer)}
+
+    return train(_language(writer), losses, runs / "language", plan.language, minutes)
+
+
+def _language(writer: Writer) -> nn.Module:
+    """What the language stage trains."""
+    return nn.ModuleDict({"decoder": writer.decoder, "teller": writer.teller})
+
+
 def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
     """Z-former, perceiver and decoder on features that stay as they are."""
     tokenizer = tokenizer_of(runs, plan.texts)
     writer = new_writer(tokenizer, plan.seed)
+    _language(writer).load_state_dict(weights_in(load_file(runs / "language" / "checkpoint.safetensors")))
     studies = Studies(runs / "features", SIZES.patch, plan.seed)
+    centred(writer.bridge, studies.mean())
+    writer.teller.requires_grad_(False)
+
+    last = int((1 - THINNED) * plan.words.steps)
+    batches = Ahead(lambda step: studies.at(step, plan.words_studies, plan.asked, step < plan.words.steps - last))
 
     def losses(step: int) -> dict[str, Tensor]:
-        parts = [writer(*pair, tokenizer) for pair in studies.at(step, plan.words_studies, plan.asked)]
-        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        features, asked = zip(*batches(step), strict=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens, parts = zip(*(writer.seen(one) for one in features), strict=True)
+            words = writer.words(tokens, asked, tokenizer)
+        return {"words": words, **{name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}}
 
     return train(writer, losses, runs / "words", plan.words, minutes)
 
@@ -187,4 +234,6 @@ def export(runs: Path, folder: Path) -> None:
 def trial(plan: Plan) -> Plan:
     """A plan small enough for a test: it shows that the stages fit together, not that they teach anything."""
     few = Schedule(steps=3, learning_rate=1e-3, warm_up=1, save_every=2, log_every=1)
-    return replace(plan, studies=3, encoder=few, words=few, words_studies=2, asked=3, texts=20)
+    return replace(
+        plan, studies=3, encoder=few, language=few, words=few, words_studies=2, asked=3, texts=20, outlines=4
+    )

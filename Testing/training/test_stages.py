@@ -145,7 +145,7 @@ def test_the_learning_rate_rises_then_falls_to_next_to_nothing():
 
 
 def test_a_stage_that_is_not_known_is_told_with_the_known_ones(tmp_path):
-    with pytest.raises(ReaderError, match=r"data, encoder, features, words, export"):
+    with pytest.raises(ReaderError, match=r"data, encoder, features, language, words, export"):
         recipe.run("dream", tmp_path, recipe.Plan())
 
 
@@ -170,8 +170,8 @@ def test_a_trial_of_all_stages_writes_a_model_that_reads_a_study(tmp_path):
 
 def _same_features_as_in_training(runs: Path, reader) -> None:
     """What the reader sees of a study is what training showed the decoder."""
+    from MedVLMReaderLib.training.features import load_features
     from MedVLMReaderLib.training.made_data import FIRST_TRAINING_SEED, MIRRORED_EVERY
-    from MedVLMReaderLib.training.words import load_features
 
     path = sorted((runs / "features").glob("*.safetensors"))[0]
     seed = int(path.stem)

@@ -1,0 +1,79 @@
+"""Features of every prepared study, computed once and kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from MedVLMReaderLib.geometry import Array, Grid
+from MedVLMReaderLib.models.ms_vlm import PlaneFeatures, SliceEncoder, kept_patches
+from MedVLMReaderLib.preparation import Recipe
+from MedVLMReaderLib.training.encoder import channels
+from MedVLMReaderLib.training.made_data import PreparedStudy
+from MedVLMReaderLib.truth import Truth
+
+
+@dataclass(frozen=True, eq=False)
+class StudyFeatures:
+    """A made study after the slice encoder."""
+
+    truth: Truth
+    planes: tuple[PlaneFeatures, ...]
+
+
+def encode(study: PreparedStudy, encoder: SliceEncoder, recipe: Recipe) -> dict[str, Tensor]:
+    """Tensors of a study's features, for `save_file`."""
+    tensors: dict[str, Tensor] = {}
+    for n, plane in enumerate(study.planes):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            tokens = encoder.encode_stack(torch.from_numpy(channels(plane.values, study.truth, recipe)))
+        scale = 1.0 if study.truth.modality == "CT" else 1000.0
+        kept = kept_patches(plane.values / np.float32(scale), study.truth.modality, encoder.patch)
+        tensors[f"slices_{n}"] = tokens[:, 0].half()
+        tensors[f"patches_{n}"] = tokens[:, 1:].flatten(0, 1)[kept].half()
+        tensors[f"kept_{n}"] = kept.int()
+        tensors[f"affine_{n}"] = torch.from_numpy(np.array(plane.affine))
+        tensors[f"shape_{n}"] = torch.tensor([*plane.values.shape])
+        tensors[f"acquired_{n}"] = torch.tensor(plane.acquired_mm)
+    return {name: value.contiguous() for name, value in tensors.items()}
+
+
+def planes_of(tensors: dict[str, Tensor], patch: int) -> tuple[PlaneFeatures, ...]:
+    """The planes of a study from the tensors of `encode`."""
+    planes = []
+    centre: Array | None = None
+    for n in range(3):
+        slices, rows, columns = (int(x) for x in tensors[f"shape_{n}"])
+        grid = Grid((slices, rows, columns), tensors[f"affine_{n}"].numpy())
+        centre = grid.centre if centre is None else centre
+        cells = grid.resize((slices, rows // patch, columns // patch))
+        kept, acquired = tensors[f"kept_{n}"].long(), float(tensors[f"acquired_{n}"])
+        features = tensors[f"slices_{n}"].float(), tensors[f"patches_{n}"].float()
+        planes.append(PlaneFeatures(*features, kept, cells, n, acquired, centre))
+    return tuple(planes)
+
+
+def encode_all(data: Path, folder: Path, encoder: SliceEncoder, recipe: Recipe) -> None:
+    """Features of every prepared study, those that are there skipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.eval()
+    for path in sorted(data.glob("*.npz")):
+        out = folder / f"{path.stem}.safetensors"
+        if not out.exists():
+            study = PreparedStudy.load(path)
+            save_file(encode(study, encoder, recipe), folder / "part", {"truth": json.dumps(study.truth.to_json())})
+            (folder / "part").replace(out)
+
+
+def load_features(path: Path, patch: int) -> StudyFeatures:
+    """The features of one study."""
+    with safe_open(path, "pt") as file:
+        truth = Truth.from_json(json.loads(file.metadata()["truth"]))
+    return StudyFeatures(truth, planes_of(load_file(path), patch))
