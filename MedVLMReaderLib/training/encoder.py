@@ -62,11 +62,13 @@ class Slices:
 
 
 class DenseHead(nn.Module):
-    """What patch tokens say of their places and findings; only ever used in training."""
+    """What patch tokens, and the stem before them, say of places and findings; only ever used in training."""
 
-    def __init__(self, width: int, patch: int) -> None:
+    def __init__(self, width: int, patch: int, stem: tuple[int, ...]) -> None:
         super().__init__()
         self.side = patch // FINE
+        self.early_side = 2 ** len(stem) // FINE
+        self.early = nn.Conv2d(stem[-1], self.early_side**2 * len(CLASSES), 1)
         self.places = nn.Linear(width, self.side**2 * len(CLASSES))
         self.findings = nn.Linear(width, 3 * len(KINDS))
         self.summary = nn.Linear(width, len(CLASSES))
@@ -85,8 +87,12 @@ class DenseHead(nn.Module):
         findings = self.findings(patches).transpose(1, 2).unflatten(1, (3, len(KINDS))).unflatten(-1, (rows, rows))
         return places, findings, summary
 
+    def seen_early(self, stem: Tensor) -> Tensor:
+        """(slices, classes, fine, fine) scores from the stem's output: small things are learnt where they are seen."""
+        return F.pixel_shuffle(self.early(stem), self.early_side)
 
-def loss(head: DenseHead, tokens: Tensor, batch: Slices, step: int) -> dict[str, Tensor]:
+
+def loss(head: DenseHead, stem: Tensor, tokens: Tensor, batch: Slices, step: int) -> dict[str, Tensor]:
     """The parts of the dense loss, by name."""
     focus = 0.03 + 0.07 * min(1.0, step / FOCUS_STEPS)
     places, findings, summary = head(tokens)
@@ -95,6 +101,7 @@ def loss(head: DenseHead, tokens: Tensor, batch: Slices, step: int) -> dict[str,
     here = batch.touched > 0
     return {
         "places": F.cross_entropy(places, batch.places, weight=WEIGHTS),
+        "early": F.cross_entropy(head.seen_early(stem), batch.places, weight=WEIGHTS),
         "touched": _balanced(touched, batch.touched) * focus,
         "centred": _balanced(centred, batch.centred) * focus,
         "summary": 0.3 * F.binary_cross_entropy_with_logits(summary, shown),
@@ -204,10 +211,21 @@ def finding_maps(truth: Truth, plane: PreparedPlane, at: int, side: int) -> tupl
     return touched, centred, sizes
 
 
+class StemOutput:
+    """What an encoder's stem gave last."""
+
+    def __init__(self, encoder: SliceEncoder) -> None:
+        self.last = torch.empty(0)
+        encoder.patch_embed.stem.register_forward_hook(self._keep)
+
+    def _keep(self, _stem: nn.Module, _pictures: object, output: Tensor) -> None:
+        self.last = output
+
+
 def encoder_parts(sizes: Sizes, seed: int) -> tuple[SliceEncoder, DenseHead]:
     """A new slice encoder and its head."""
     torch.manual_seed(seed)
     encoder = SliceEncoder(sizes)
     nn.init.trunc_normal_(encoder.pos_embed, std=0.2)
     nn.init.trunc_normal_(encoder.cls_token, std=0.02)
-    return encoder, DenseHead(sizes.slice_width, sizes.patch)
+    return encoder, DenseHead(sizes.slice_width, sizes.patch, sizes.stem)

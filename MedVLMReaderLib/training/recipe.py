@@ -71,8 +71,8 @@ DECODER: dict[str, Any] = {
 TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
 
 
-ENCODER = Schedule(steps=3600, learning_rate=2e-3)
-LANGUAGE = Schedule(steps=2500, learning_rate=1.5e-3)
+ENCODER = Schedule(steps=5000, learning_rate=2e-3)
+LANGUAGE = Schedule(steps=2000, learning_rate=1.5e-3)
 WORDS = Schedule(steps=4000, learning_rate=1e-3)
 
 
@@ -121,13 +121,14 @@ def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
     """Dense supervision of the slice encoder."""
     encoder, head = dense.encoder_parts(SIZES, plan.seed)
     network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stem = dense.StemOutput(encoder)
     pictures = Ahead(dense.Pictures(runs / "data", RECIPE, SIZES, plan.seed).at)
 
     def losses(step: int) -> dict[str, Tensor]:
         batch = pictures(step)
         with torch.autocast("cpu", torch.bfloat16):  # a quarter less time on processors that have it
             tokens = encoder(batch.pictures.to(memory_format=torch.channels_last))
-        return dense.loss(head, tokens.float(), batch, step)
+        return dense.loss(head, stem.last.float(), tokens.float(), batch, step)
 
     return train(network, losses, runs / "encoder", plan.encoder, minutes)
 
