@@ -72,7 +72,7 @@ TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST
 
 
 ENCODER = Schedule(steps=5000, learning_rate=2e-3)
-LANGUAGE = Schedule(steps=2000, learning_rate=1.5e-3)
+LANGUAGE = Schedule(steps=4000, learning_rate=1.5e-3)
 WORDS = Schedule(steps=4000, learning_rate=1e-3)
 
 
@@ -92,7 +92,7 @@ class Plan:
     outlines_each: int = 8
     words: Schedule = WORDS
     words_studies: int = 3
-    asked: int = 6
+    asked: int = 12
     texts: int = 500
     """Made studies whose texts the tokenizer is made from."""
     seed: int = 0
