@@ -37,7 +37,7 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* weights attention preparation reading resources"
+LEARNED = "models models.* weights attention preparation block reading resources"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -60,12 +60,13 @@ RULES = {
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
     "preparation": Rule("geometry volume", "numpy"),
+    "block": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
     "models.*": Rule(
-        "geometry volume study preparation weights models models.layers models.domain",
+        "geometry volume study preparation block weights models models.layers models.domain",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
