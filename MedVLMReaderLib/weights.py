@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib import ReaderError
 
-DECODERS = {"qwen2": "Qwen2", "llama": "Llama", "opt": "OPT"}
+DECODERS = {"qwen2": "Qwen2", "llama": "Llama", "opt": "OPT", "phi3": "Phi3"}
 """Kinds of decoder that a folder may name -> the beginning of transformers' own classes for it."""
 
 DECODER_FIELDS = frozenset((
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings", "rms_norm_eps", "rope_theta", "hidden_act",
     "ffn_dim", "word_embed_proj_dim", "activation_function", "do_layer_norm_before", "bos_token_id", "eos_token_id",
-    "pad_token_id",
+    "pad_token_id", "original_max_position_embeddings", "sliding_window",
 ))  # fmt: skip
 LARGEST, DEEPEST = 1 << 20, 1000
 """No number of a configuration may exceed the first, no count of layers the second."""

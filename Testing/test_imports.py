@@ -65,8 +65,11 @@ RULES = {
     "models": Rule(),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
+    "models.vit3d": Rule("geometry", "torch"),
+    "models.sentencepiece": Rule(),
     "models.*": Rule(
-        "geometry volume study preparation block weights models models.layers models.domain",
+        "geometry volume study preparation block weights models models.layers models.domain models.vit3d "
+        "models.sentencepiece",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
