@@ -10,8 +10,8 @@ KINDS, here and in the files that add to it, is kind -> function(args, tensors, 
 - `args`: sizes, as configs.json has them;
 - `tensors`: what the file holds, and the inputs that are made from `rand_seed` and `shape`;
 - `entry`: the whole entry of configs.json, for the rare kind that needs more than its `args`;
-- returned: a tensor for each output of the entry. Where an entry describes an output as a slice ("logits[:, -14:]"), the
-  tensor of that name ("logits") is returned whole and the slice is taken here. Integers must be equal.
+- returned: a tensor for each output of the entry. Where an entry describes an output as a slice ("logits[:, -14:]"),
+  the tensor of that name ("logits") is returned whole and the slice is taken here. Integers must be equal.
 
 A function makes its network with `filled_by_name(network, names, entry)`, `names` being the table published -> ours.
 """
@@ -48,8 +48,9 @@ FOR_THE_RECORD = "for the record"
 
 
 def published_name(name: str, names: Mapping[str, str]) -> str:
-    """The published name of one of our tensors, by a table of beginnings, published -> ours."""
-    old, new = next(((old, new) for old, new in names.items() if name.startswith(new)), ("", ""))
+    """The published name of one of our tensors, by a table of beginnings, published -> ours; the longest that fits."""
+    fits = [(old, new) for old, new in names.items() if name.startswith(new)]
+    old, new = max(fits, key=lambda pair: len(pair[1]), default=("", ""))
     return old + name.removeprefix(new)
 
 
