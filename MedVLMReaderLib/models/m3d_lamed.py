@@ -1,0 +1,177 @@
+"""M3D-LaMed (arXiv 2404.00578): a whole volume as one block of 32 x 256 x 256 voxels, read by a 3D vision transformer.
+
+Its patches are averaged two by two by two and projected to 256 visual tokens; Phi-3 or Llama-2 writes. The published
+segmentation module is left aside: it draws organs, and no answer depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.block import BlockRecipe, block, notes, on_screen
+from MedVLMReaderLib.geometry import Array, Shape, TokenMap
+from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
+from MedVLMReaderLib.study import Message, Prompt, Seen
+from MedVLMReaderLib.volume import View, Volume
+from MedVLMReaderLib.weights import only
+
+NAMES = {
+    "model.vision_tower.vision_tower.": "encoder.",
+    "model.mm_projector.": "projector.",
+    "model.": "decoder.model.",
+    "lm_head.": "decoder.lm_head.",
+}
+"""Published tensor names -> ours, by their beginnings."""
+UNUSED = ("model.seg_module.", "model.seg_projector.")
+"""Published tensors that are knowingly not used: SegVol, and the projection of the [SEG] token to it."""
+
+IMAGE = "<im_patch>"
+REPORT = "Can you provide a caption consists of findings for this medical image?"
+"""Word for word one of the questions of the training, its grammar included."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of what stands before the decoder. The defaults are the published ones."""
+
+    vision: Vit3dSizes = Vit3dSizes()
+    pooling: int = 2
+    """Patches along each axis that become one visual token."""
+    layers: int = 2
+    """Linear layers of the projector."""
+
+    def __post_init__(self) -> None:
+        if self.pooling < 1 or self.layers < 1:
+            raise ValueError(f"pooling {self.pooling} with {self.layers} layers of the projector")
+
+    @property
+    def grid(self) -> Shape:
+        """Visual tokens along k, j, i; token n is cell n."""
+        k, j, i = (n // self.pooling for n in self.vision.grid)
+        return k, j, i
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of a volume."""
+        return int(np.prod(self.grid))
+
+
+class SpatialPooling(nn.Module):
+    """(batch, patches, width) averaged over neighbours and projected: (batch, visual tokens, decoder width)."""
+
+    def __init__(self, sizes: Sizes, decoder_width: int) -> None:
+        super().__init__()
+        self.grid, self.pooling = sizes.vision.grid, sizes.pooling
+        layers: list[nn.Module] = [nn.Linear(sizes.vision.width, decoder_width)]
+        for _ in range(1, sizes.layers):
+            layers += [nn.GELU(), nn.Linear(decoder_width, decoder_width)]
+        self.projector = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        box = x.transpose(1, 2).unflatten(2, self.grid)  # (batch, width, k, j, i)
+        return self.projector(F.avg_pool3d(box, self.pooling).flatten(2).transpose(1, 2))
+
+
+class M3DLaMed(nn.Module):
+    """The reader's model: sees a volume, prompts the decoder."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        decoder: Any,
+        tokenizer: Any = None,
+        name: str = "m3d-lamed",
+        revision: str = "",
+    ) -> None:
+        super().__init__()
+        self.sizes, self.tokenizer, self.name, self.revision = sizes, tokenizer, name, revision
+        self.recipe = BlockRecipe(sizes.vision.image)
+        self.encoder = Vit3d(sizes.vision)
+        self.projector = SpatialPooling(sizes, decoder.config.hidden_size)
+        self.decoder = decoder
+
+    def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:
+        """The block that the encoder is shown, grey levels 0 to 1."""
+        return (block(_one(volumes), on_screen(self.recipe, view)),)
+
+    @torch.no_grad()
+    def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:
+        """Encode a volume. The view gives the grey window of a CT; the whole scan is seen wherever its cursor is."""
+        volume, recipe = _one(volumes), on_screen(self.recipe, view)
+        shown = block(volume, recipe)
+        voxels = torch.from_numpy(shown.values)[None, None].to(self.encoder.cls_token)
+        patches = self.encoder(voxels)[0, 1:]  # the class token lies nowhere
+        cells = TokenMap((shown.grid.resize(self.sizes.vision.grid),), self.spread)
+        key = hashlib.sha256(repr((self.revision, recipe.key, volume.key)).encode()).hexdigest()[:16]
+        said = tuple(dict.fromkeys((*volume.notes, *notes(volume, recipe))))
+        seen = Seen((patches,), torch.empty(0), cells, recipe.to_json(), key, said, (volume.grid,))
+        return replace(seen, tokens=self.tokens(seen.features, seen))
+
+    def spread(self, weights: Array) -> Array:
+        """(..., visual tokens) weights shared evenly among the patches that each token averages: (..., patches)."""
+        share = np.asarray(weights).reshape(*weights.shape[:-1], *self.sizes.grid) / self.sizes.pooling**3
+        for axis in (-3, -2, -1):
+            share = np.repeat(share, self.sizes.pooling, axis)
+        return share.reshape(*weights.shape[:-1], -1)
+
+    def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:  # noqa: ARG002
+        """(visual tokens, decoder width) from patch features like those of `seen`."""
+        (patches,) = features
+        return self.projector(patches[None])[0]
+
+    def cells(self, seen: Seen) -> tuple[Tensor, ...]:
+        """Feature n is patch n of the grid."""
+        return (torch.arange(len(seen.features[0])),)
+
+    def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
+        """The visual tokens, then the turns of the chat, written as the model was trained on one."""
+        count = len(seen.tokens)
+        ids = self.tokenizer(IMAGE * count + self._written(messages))["input_ids"]
+        if (found := ids.count(self._image_token())) != count:
+            raise ReaderError(f"The question has {found - count} times the word '{IMAGE}', which stands for the image. "
+                              "Ask without it.")  # fmt: skip
+        told = self.decoder.get_input_embeddings()(torch.tensor([ids], device=self.decoder.device))
+        return Prompt(spliced(told, seen.tokens[None]), tuple(range(1, 1 + count)))
+
+    def _written(self, messages: Sequence[Message]) -> str:
+        turns = []
+        for message in messages:
+            if message.role == "assistant":
+                turns.append(f" {message.text}{self.tokenizer.eos_token}")
+            else:  # requests for a report stood right after the image in training, questions after a space
+                turns.append(message.text if message.text == REPORT else f" {message.text}")
+        return "".join(turns)
+
+    def _image_token(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(IMAGE))
+
+    def report_request(self) -> str:
+        """The question that asks for a report."""
+        return REPORT
+
+
+def spliced(told: Tensor, visual: Tensor) -> Tensor:
+    """(batch, length, width) embeddings of a text with the visual tokens in the place of its image tokens.
+
+    From position 1 on, as published: position 0 is for the token that begins a text. Where a tokenizer writes none,
+    an image token stays at 0 and the first token after the image is lost; the model was trained so.
+    """
+    return torch.cat([told[:, :1], visual.to(told), told[:, visual.shape[1] + 1 :]], 1)
+
+
+def _one(volumes: Sequence[Volume]) -> Volume:
+    if not volumes:
+        raise ReaderError("No volume was given. Choose a scan first.")
+    if len(volumes) > 1:
+        raise ReaderError(f"{len(volumes)} volumes were given; M3D-LaMed reads one at a time. Choose one series.")
+    return volumes[0]
