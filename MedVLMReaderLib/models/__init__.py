@@ -22,7 +22,7 @@ class Card:
 
 
 SYSTEMS = {
-    "vlm_qwen": "med3dvlm", "dec_clip": "med3dvlm",
+    "vlm_qwen": "med3dvlm", "dec_clip": "siglip",
     "lamed_phi3": "m3d_lamed", "lamed_llama": "m3d_lamed", "m3d_clip": "m3d_lamed",
 }  # fmt: skip
 """`model_type` of a published config.json -> the file in models/ that computes it; any other is huggingface's."""

@@ -6,7 +6,9 @@ Arrays are (batch, depth, rows, columns, channels) here; the published weights c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +28,17 @@ class Sizes:
     blocks: tuple[int, int, int, int]
     widths: tuple[int, int, int, int, int]
 
+    @classmethod
+    def found(cls, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
+        """Sizes of an encoder with tensors of these names and shapes; ValueError where it is no DCFormer."""
+        scales = [re.fullmatch(r"s([1-4])\.\d+\.scale", name) for name in shapes]
+        count = Counter(int(one[1]) for one in scales if one)
+        try:
+            first, *rest = shapes["s0.0.0.c1.0.weight"][0], *(shapes[f"s{n}.0.scale"][0] for n in (1, 2, 3, 4))
+        except (KeyError, IndexError):
+            raise ValueError("the weights hold no DCFormer") from None
+        return cls((count[1], count[2], count[3], count[4]), (first, rest[0], rest[1], rest[2], rest[3]))
+
 
 SIZES = {
     "nano": Sizes((1, 1, 1, 1), (32, 32, 64, 128, 256)),
@@ -43,9 +56,12 @@ class Decomposed(nn.Module):
 
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        for n, name in enumerate(("c1", "c2", "c3")):
-            size, padding = [1, 1, 1], [0, 0, 0]
-            size[n], padding[n] = kernel, kernel // 2
+        half = kernel // 2
+        for name, size, padding in (
+            ("c1", (kernel, 1, 1), (half, 0, 0)),
+            ("c2", (1, kernel, 1), (0, half, 0)),
+            ("c3", (1, 1, kernel), (0, 0, half)),
+        ):
             conv = nn.Conv3d(before, after, size, stride, padding, groups=groups)
             self.add_module(name, nn.Sequential(conv, nn.BatchNorm3d(after)))
 
@@ -148,8 +164,8 @@ def tokens(grid: Tensor) -> Tensor:
 def _stem(width: int) -> nn.Sequential:
     """Four convolutions with nothing between them but norms.
 
-    Published as it is: the GELU that was meant to follow the first landed in the argument for the norm, so the weights were
-    trained without any activation, and only without any do they give the features that the rest was trained on.
+    Published as it is: the GELU that was meant to follow the first landed in the argument for the norm, so the weights
+    were trained without any activation, and only without any do they give the features that the rest was trained on.
     """
     rest = (Decomposed(width, width, 3) for _ in range(3))
     return nn.Sequential(Decomposed(1, width, 7, stride=4), *rest)
@@ -192,8 +208,8 @@ def _framed(x: Tensor) -> Tensor:
 def _crossed(x: Tensor, weights: list[Tensor], bias: Tensor) -> Tensor:
     """Convolutions of 3 along rows, columns and depth of a framed grid, summed; framed again.
 
-    Each neighbour of all cells of a slice is the same slice, some cells further on: a matrix product, no copy. The seven
-    products of a slice stay in the processor's cache, and the cell itself counts once for all three convolutions.
+    Each neighbour of all cells of a slice is the same slice, some cells further on: a matrix product, no copy. The
+    seven products of a slice stay in the processor's cache, and a cell itself counts once for all three convolutions.
     """
     batch, depth, rows, columns, _ = x.shape
     out = x.new_zeros(batch, depth, rows, columns, len(bias))
