@@ -43,7 +43,7 @@ def tiny_config(vocabulary: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_tiny_m3d(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A folder as M3D-LaMed is published: two shards, tokenizer.model, segmentation tensors; `changes` of its config."""
+    """A folder as M3D-LaMed is published: shards, tokenizer.model, segmentation tensors; `changes` of its config."""
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(write_tokenizer(folder), **changes)
     (folder / "config.json").write_text(json.dumps(config))
