@@ -69,7 +69,7 @@ RULES = {
     "models.domain": Rule("", "torch"),
     "models.vit3d": Rule("geometry", "torch"),
     "models.dcformer": Rule("", "torch"),
-    "models.sentencepiece": Rule(),
+    "models.sentencepiece": Rule("", "transformers tokenizers"),
     "models.*": Rule(
         "geometry volume study preparation block memory shards weights models models.layers models.domain models.vit3d "
         "models.sentencepiece models.dcformer",

@@ -7,8 +7,8 @@ segmentation module is left aside: it draws organs, and no answer depends on it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,19 @@ from torch import Tensor, nn
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.block import BlockRecipe, block, notes, on_screen
 from MedVLMReaderLib.geometry import Array, Shape, TokenMap
+from MedVLMReaderLib.models.sentencepiece import read_llama_tokenizer
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import only
+from MedVLMReaderLib.weights import (
+    Checkpoint,
+    Shards,
+    filled,
+    filled_decoder,
+    only,
+    read_tokenizer,
+    written_config,
+)
 
 NAMES = {
     "model.vision_tower.vision_tower.": "encoder.",
@@ -44,7 +53,7 @@ REPORT = "Can you provide a caption consists of findings for this medical image?
 class Sizes:
     """Sizes of what stands before the decoder. The defaults are the published ones."""
 
-    vision: Vit3dSizes = Vit3dSizes()
+    vision: Vit3dSizes = field(default_factory=Vit3dSizes)
     pooling: int = 2
     """Patches along each axis that become one visual token."""
     layers: int = 2
@@ -175,3 +184,109 @@ def _one(volumes: Sequence[Volume]) -> Volume:
     if len(volumes) > 1:
         raise ReaderError(f"{len(volumes)} volumes were given; M3D-LaMed reads one at a time. Choose one series.")
     return volumes[0]
+
+
+# ---- A published folder ---------------------------------------------------------------------------------------------
+
+DECODERS = {"lamed_phi3": "phi3", "lamed_llama": "llama"}
+"""`model_type` of a published config.json -> the decoder in it."""
+NUMBERS = (
+    "mm_hidden_size", "proj_layer_num", "proj_pooling_size", "vocab_size", "hidden_size", "intermediate_size",
+    "num_hidden_layers", "num_attention_heads", "eos_token_id",
+)  # fmt: skip
+NEEDED = ("model_type", "image_size", "patch_size", *NUMBERS)
+DECODER = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "original_max_position_embeddings", "sliding_window", "rms_norm_eps", "rope_theta",
+    "hidden_act", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+"""Fields that are the decoder's own."""
+FIXED: dict[str, Any] = {
+    "image_channel": 1, "vision_tower": "vit3d", "vision_select_layer": -1, "vision_select_feature": "patch",
+    "mm_projector_type": "spp", "proj_layer_type": "mlp", "proj_pooling_type": "spatial", "rope_scaling": None,
+    "partial_rotary_factor": 1.0, "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+"""Fields that would change the network, and the one value of each that is computed here."""
+ELSEWHERE = (
+    "_name_or_path", "architectures", "auto_map", "attention_dropout", "embd_pdrop", "resid_pdrop", "dtype",
+    "torch_dtype", "initializer_range", "pretraining_tp", "transformers_version", "use_cache", "seg_token_id",
+    "segmentation_module", "proj_out_num",
+)  # fmt: skip
+"""Fields for training, segmentation or code of the model's own: they change no answer, and nothing of them is run."""
+
+
+def load(checkpoint: Checkpoint) -> M3DLaMed:
+    """The model in a folder of the published layout; ReaderError where anything is missing, left over or off."""
+    folder = checkpoint.folder
+    config = _config(folder)
+    tensors = Shards.open(folder).renamed(NAMES, UNUSED)
+    sizes = _sizes(config, tensors.below("encoder.").shapes, folder)
+    tokenizer = _tokenizer(config, folder)
+    plain = {name: config[name] for name in DECODER if name in config}
+    decoder = filled_decoder(
+        {**plain, "model_type": DECODERS[config["model_type"]]}, tensors.below("decoder."), checkpoint.precision,
+        checkpoint.device, below="decoder.",
+    )  # fmt: skip
+    return filled(
+        lambda: M3DLaMed(sizes, decoder, tokenizer, checkpoint.name, checkpoint.revision),
+        tensors.beside("decoder."), given="decoder.", device=checkpoint.device,
+    )  # fmt: skip
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """config.json, once all of it is known to be of this system."""
+    config, where = written_config(folder), f"'{folder / 'config.json'}'"
+    only(config, (*NEEDED, *DECODER, *FIXED, *ELSEWHERE), where)
+    if missing := sorted(set(NEEDED) - set(config)):
+        raise ReaderError(f"{where} lacks {', '.join(missing)}. Get the model again.")
+    if odd := [name for name in NUMBERS if type(config[name]) is not int]:
+        raise ReaderError(f"{where} has {odd[0]} {config[odd[0]]!r}, which is no whole number. Get the model again.")
+    if str(config["model_type"]) not in DECODERS:
+        raise ReaderError(f"{where} is of a '{config['model_type']}'. Known here: {', '.join(sorted(DECODERS))}.")
+    for name, value in FIXED.items():
+        if config.get(name, value) != value:
+            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
+    return config
+
+
+def _sizes(config: dict[str, Any], encoder: dict[str, tuple[int, ...]], folder: Path) -> Sizes:
+    try:
+        vision = Vit3dSizes.found(encoder, _shape(config["image_size"]), _shape(config["patch_size"]))
+        sizes = Sizes(vision, config["proj_pooling_size"], config["proj_layer_num"])
+        BlockRecipe(vision.image)
+    except (TypeError, ValueError) as error:
+        raise ReaderError(f"config.json of '{folder}' makes no model: {error}. Get the model again.") from None
+    for name, found, wanted in (
+        ("mm_hidden_size", config["mm_hidden_size"], vision.width),
+        ("proj_out_num", config.get("proj_out_num", sizes.tokens), sizes.tokens),
+    ):
+        if found != wanted:
+            raise ReaderError(f"config.json of '{folder}' says {name} {found}; its sizes and weights make {wanted}. "
+                              "They do not belong together.")  # fmt: skip
+    return sizes
+
+
+def _shape(value: Any) -> Shape:
+    k, j, i = (int(n) for n in value)
+    return k, j, i
+
+
+def _tokenizer(config: dict[str, Any], folder: Path) -> Any:
+    """The tokenizer, once it has the tokens that the model needs."""
+    tokenizer = (
+        read_tokenizer(folder, "</s>") if (folder / "tokenizer.json").is_file() else read_llama_tokenizer(folder)
+    )
+    if IMAGE not in tokenizer.get_vocab():
+        raise ReaderError(f"The tokenizer of '{folder}' has no '{IMAGE}', where the image would stand. "
+                          "Use the tokenizer that came with the model.")  # fmt: skip
+    if len(tokenizer) > config["vocab_size"]:
+        raise ReaderError(
+            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {config['vocab_size']}. "
+            "The tokenizer and config.json do not belong together."
+        )
+    end = config["eos_token_id"]
+    if not 0 <= end < len(tokenizer):
+        raise ReaderError(f"config.json of '{folder}' ends answers with token {end}; its tokenizer has "
+                          f"{len(tokenizer)} tokens. They do not belong together.")  # fmt: skip
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    return tokenizer

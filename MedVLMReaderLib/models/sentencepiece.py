@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import AddedToken
 
 from MedVLMReaderLib import ReaderError
 
@@ -15,6 +20,60 @@ TEXT, SCORE, TYPE, NORMAL = 1, 2, 3, 1
 """Fields of a piece, and the type of one that is made of smaller ones; others are bytes and control tokens."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """How protobuf says that a field is stored."""
+
+
+SETTINGS = "bos_token", "eos_token", "unk_token", "pad_token", "add_bos_token", "add_eos_token", "legacy"
+"""What counts of tokenizer_config.json; `add_prefix_space` is SentencePiece's own habit."""
+
+
+def read_llama_tokenizer(folder: Path) -> Any:
+    """The tokenizer of tokenizer.model, with the settings and added tokens of tokenizer_config.json beside it.
+
+    ReaderError where a file is missing, damaged, or adds a token at another number than the next.
+    """
+    vocabulary, config = read_vocabulary(folder / "tokenizer.model"), _json(folder / "tokenizer_config.json")
+    settings = {name: _text(config[name]) for name in SETTINGS if config.get(name) is not None}
+    tokenizer = transformers.LlamaTokenizer(vocab=dict(vocabulary.ids), merges=vocabulary.merges, **settings)
+    for number, token in _added(folder, config):
+        if tokenizer.convert_ids_to_tokens(number) != str(token):
+            tokenizer.add_tokens([token])
+        if (found := tokenizer.get_vocab().get(str(token))) != number:
+            raise ReaderError(f"'{folder}' adds the token '{token}' as {number}; it would become {found}. "
+                              "tokenizer.model and tokenizer_config.json do not belong together.")  # fmt: skip
+    return tokenizer
+
+
+def _added(folder: Path, config: dict[str, Any]) -> list[tuple[int, AddedToken]]:
+    """Tokens beside those of the vocabulary, by number."""
+    if (table := config.get("added_tokens_decoder")) is None:
+        plain = folder / "added_tokens.json"
+        table = {n: {"content": text} for text, n in _json(plain).items()} if plain.is_file() else {}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    try:
+        found = [
+            (int(number), AddedToken(one["content"], **{f: bool(one[f]) for f in flags if f in one}))
+            for number, one in table.items()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ReaderError(f"The added tokens of '{folder}' cannot be read ({error}). Get the model again.") from None
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _text(value: Any) -> Any:
+    """A setting as it is; of a token with flags its text."""
+    return value["content"] if isinstance(value, dict) else value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ReaderError(f"'{path.parent}' has no {path.name}. Get the model again.") from None
+    except (OSError, ValueError) as error:
+        raise ReaderError(f"'{path}' cannot be read ({error}). Get the model again.") from None
+    if not isinstance(content, dict):
+        raise ReaderError(f"'{path}' should hold one JSON object. Get the model again.")
+    return content
 
 
 @dataclass(frozen=True)
@@ -28,10 +87,11 @@ class Vocabulary:
 def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of a tokenizer.model; ReaderError where it is missing, damaged, or none of BPE."""
     try:
-        content = path.read_bytes()
-        fields = list(_fields(content))
+        fields = list(_fields(path.read_bytes()))
         pieces = [_piece(value) for number, value in fields if number == PIECES]
         kinds = [dict(_fields(_bytes(value))).get(MODEL_TYPE) for number, value in fields if number == TRAINER]
+    except FileNotFoundError:
+        raise ReaderError(f"'{path.parent}' has neither tokenizer.json nor {path.name}. Get the model again.") from None
     except OSError as error:
         raise ReaderError(f"'{path}' cannot be read ({error.strerror}). Get the model again.") from None
     except (ValueError, IndexError, struct.error) as error:

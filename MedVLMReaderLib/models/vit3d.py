@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,21 @@ class Vit3dSizes:
             raise ValueError(f"a volume of {list(self.image)} cannot be cut into patches of {list(self.patch)}")
         if self.depth < 1 or self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} with {self.heads} heads and depth {self.depth}")
+
+    @classmethod
+    def found(cls, shapes: Mapping[str, tuple[int, ...]], image: Shape, patch: Shape) -> Vit3dSizes:
+        """Sizes of a network whose tensors have these shapes; ValueError where there is none.
+
+        A published configuration does not name them. Heads leave no trace: they are 64 wide, in all of ViT's sizes.
+        """
+        depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+        try:
+            width, mlp = shapes["cls_token"][-1], shapes["blocks.0.mlp.linear1.weight"][0]
+        except (KeyError, IndexError):
+            raise ValueError("the weights hold no 3D vision transformer") from None
+        if width % 64:
+            raise ValueError(f"a vision transformer {width} wide has no heads of 64")
+        return cls(image, patch, width, mlp, depth, width // 64)
 
     @property
     def grid(self) -> Shape:
