@@ -68,10 +68,11 @@ RULES = {
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
     "models.vit3d": Rule("geometry", "torch"),
+    "models.dcformer": Rule("", "torch"),
     "models.sentencepiece": Rule("", "transformers tokenizers"),
     "models.*": Rule(
         "geometry volume study preparation block memory shards weights models models.layers models.domain models.vit3d "
-        "models.sentencepiece",
+        "models.sentencepiece models.dcformer",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
