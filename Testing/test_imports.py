@@ -69,7 +69,7 @@ RULES = {
     "models.domain": Rule("", "torch"),
     "models.vit3d": Rule("geometry", "torch"),
     "models.dcformer": Rule("", "torch"),
-    "models.sentencepiece": Rule("", "transformers tokenizers"),
+    "models.sentencepiece": Rule("", "torch transformers tokenizers"),
     "models.*": Rule(
         "geometry volume study preparation block memory shards weights models models.layers models.domain models.vit3d "
         "models.sentencepiece models.dcformer",
@@ -79,6 +79,10 @@ RULES = {
     "weights": Rule("memory models shards", "torch transformers", ours_inside="quantise"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
+    ),
+    "retrieval": Rule(
+        "block dicom dicom_slices files geometry memory models reading resources volume weights", "numpy torch",
+        ours_inside="models.*",
     ),
     "training": Rule(),
     "training.*": Rule(

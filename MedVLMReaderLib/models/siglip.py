@@ -29,6 +29,8 @@ LONGEST = 512
 """Tokens of a text; what is beyond is not read."""
 HEAD = 64
 """Width of an attention head of BERT-like models, which no tensor tells."""
+PROMPT = "There is {}."
+"""A finding said to be there."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class SiglipPair(nn.Module):
 
     t_prime: Tensor
     bias: Tensor
+    score_is = "sigmoid of how well scan and 'There is X.' match, from 0 to 1; it orders findings, it is no probability"
 
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "siglip", revision: str = "") -> None:
         super().__init__()
@@ -95,6 +98,12 @@ class SiglipPair(nn.Module):
             list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
         ).to(self.mm_language_proj.weight.device)  # fmt: skip
         return self.encode_text(read["input_ids"], read["attention_mask"])
+
+    @torch.no_grad()
+    def scores(self, image: Tensor, findings: Sequence[str]) -> Tensor:
+        """(findings,) each from 0 to 1, as `score_is` says, for the (width,) unit vector of a scan."""
+        told = self.of_texts([PROMPT.format(finding) for finding in findings])
+        return self.logits(image[None].to(told), told)[0].sigmoid()
 
 
 def sigmoid_loss(logits: Tensor) -> Tensor:
