@@ -17,7 +17,8 @@ needs_parity = pytest.mark.skipif(
 def listed(module: str) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a published module."""
     content = json.loads((PARITY / "keys" / f"{module}.json").read_text())
-    return {entry["name"]: tuple(entry["shape"]) for entry in content["state_dict"]}
+    entries = content if isinstance(content, list) else content["state_dict"]
+    return {entry["name"]: tuple(entry["shape"]) for entry in entries}
 
 
 def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.block import BlockRecipe, block, notes, on_screen
-from MedVLMReaderLib.geometry import Array, Shape, TokenMap
+from MedVLMReaderLib.geometry import Array, Grid, Shape, TokenMap
 from MedVLMReaderLib.models import dcformer
 from MedVLMReaderLib.models.dcformer import STRIDES, DCFormer
 from MedVLMReaderLib.study import Message, Prompt, Seen
@@ -159,7 +159,7 @@ class Med3DVLM(nn.Module):
         shown = block(volume, recipe)
         features = self.features(torch.from_numpy(shown.values)[None, None])
         low, high = features
-        grids = tuple(shown.grid.resize(grid) for grid in self.sizes.grids)
+        grids = tuple(_cells(shown.grid, grid) for grid in self.sizes.grids)
         cells = TokenMap(grids, lambda weights: self.spread(weights, (low[0], high[0])))
         key = hashlib.sha256(repr((self.revision, recipe.key, volume.key)).encode()).hexdigest()[:16]
         said = tuple(dict.fromkeys((*volume.notes, *notes(volume, recipe))))
@@ -229,6 +229,16 @@ def spliced(told: Tensor, visual: Tensor) -> Tensor:
     answers would be those of another model.
     """
     return torch.cat([told[:, :1], visual.to(told), told[:, visual.shape[1] + 1 :]], 1)
+
+
+def _cells(box: Grid, shape: Shape) -> Grid:
+    """Where the cells of one of the encoder's grids lie: as large as their share of the box, half a cell before it.
+
+    Every convolution and pooling with a stride is centred on the first of the voxels or cells that it makes one of, not
+    on their middle. So what a cell gathers lies around its first voxel, to both sides alike.
+    """
+    back = [n // cells // 2 - 1 for n, cells in zip(box.shape, shape, strict=True)]
+    return box.crop([-b for b in back], [n - b for n, b in zip(box.shape, back, strict=True)]).resize(shape)
 
 
 def _shares(tokens: Tensor, parts: Sequence[Tensor], cotangent: Tensor) -> Tensor:

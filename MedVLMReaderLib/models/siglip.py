@@ -25,8 +25,6 @@ from MedVLMReaderLib.weights import Checkpoint, Shards, filled, only, read_token
 NAMES = {"vision_encoder.encoder.": "vision_encoder."}
 """Published tensor names -> ours, by their beginnings."""
 
-LONGEST = 512
-"""Tokens of a text; what is beyond is not read."""
 HEAD = 64
 """Width of an attention head of BERT-like models, which no tensor tells."""
 PROMPT = "There is {}."
@@ -47,7 +45,8 @@ class Sizes:
     text_hidden: int = 3072
     text_heads: int = 12
     text_layers: int = 6
-    positions: int = LONGEST
+    positions: int = 512
+    """Tokens of a text; what is beyond is not read."""
 
 
 class SiglipPair(nn.Module):
@@ -60,7 +59,7 @@ class SiglipPair(nn.Module):
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "siglip", revision: str = "") -> None:
         super().__init__()
         self.tokenizer, self.name, self.revision = tokenizer, name, revision
-        self.recipe = BlockRecipe(sizes.shape)
+        self.recipe, self.longest = BlockRecipe(sizes.shape), sizes.positions
         self.t_prime = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07)
         self.bias = nn.Parameter(torch.tensor(0.0))  # the paper begins at -10
         self.vision_encoder = DCFormer(sizes.vision)
@@ -95,7 +94,7 @@ class SiglipPair(nn.Module):
     def of_texts(self, texts: Sequence[str]) -> Tensor:
         """(texts, width) unit vectors."""
         read = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+            list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         ).to(self.mm_language_proj.weight.device)  # fmt: skip
         return self.encode_text(read["input_ids"], read["attention_mask"])
 
