@@ -37,7 +37,7 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* memory shards weights attention preparation reading resources"
+LEARNED = "models models.* memory shards quantise weights attention preparation reading resources"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -67,11 +67,12 @@ RULES = {
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
     "models.*": Rule(
-        "geometry volume study preparation memory shards weights models models.layers models.domain",
+        "geometry volume study preparation memory shards quantise weights models models.layers models.domain",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
-    "weights": Rule("memory models shards", "torch transformers", ours_inside="quantise"),
+    "quantise": Rule("", "torch", "bitsandbytes"),
+    "weights": Rule("memory models shards quantise", "torch transformers"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),
