@@ -37,7 +37,7 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* memory shards quantise weights attention preparation reading resources"
+LEARNED = "models models.* memory shards quantise weights attention preparation reading resources hub choice"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -62,7 +62,10 @@ RULES = {
     "preparation": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
-    "memory": Rule("models"),
+    "memory": Rule(),
+    "manifest": Rule(),
+    "download": Rule("manifest", inside="huggingface_hub"),
+    "hub": Rule("manifest download models resources", inside="huggingface_hub transformers", ours_inside="shards"),
     "shards": Rule("", "torch safetensors"),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
@@ -73,6 +76,7 @@ RULES = {
     "attention": Rule("geometry study", "numpy torch transformers"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
+    "choice": Rule("memory models quantise study weights", "torch"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),
