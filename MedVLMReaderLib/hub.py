@@ -97,14 +97,22 @@ def on_hub(repository: str, revision: str | None, offline_only: bool, progress: 
         if commit and (checked := verified_offline(repository, commit)):
             return checked
         raise ReaderError(absent(repository, revision))
-    return downloaded(repository, revision, progress)
-
-
-def downloaded(repository: str, revision: str | None = None, progress: Progress = lambda *_: None) -> Found:
-    """Fetch all that is needed and is not here yet, check every byte, and write the list that says so last."""
     found = listing(repository, revision)
-    if (commit := found.commit) and (here := whole(repository, commit)) and revision is not None:
-        return here
+    return whole(repository, found.commit) or downloaded(found, revision, progress)
+
+
+def get(name: str, revision: str | None = None, progress: Progress = lambda *_: None) -> Found:
+    """A model of the hub, fetched where it is not here, every byte checked where it is."""
+    repository = CARDS[name].source if name in CARDS else name
+    if not HUB_NAME.fullmatch(repository) or (name in CARDS and CARDS[name].shipped):
+        return find(name)
+    if offline():
+        raise ReaderError(absent(repository, revision))
+    return downloaded(listing(repository, revision), revision, progress)
+
+
+def downloaded(found: Listing, revision: str | None = None, progress: Progress = lambda *_: None) -> Found:
+    """Fetch all that is needed and is not here yet, check every byte, and write the list that says so last."""
     cache, done, total = cache_folder(), 0, 0
     settings = settings_of(found)
 
