@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MedVLMReaderLib import ReaderError, dicom, files
+from MedVLMReaderLib import ReaderError, dicom, files, hub
 from MedVLMReaderLib.block import BlockRecipe
+from MedVLMReaderLib.choice import chosen_device
 from MedVLMReaderLib.dicom_slices import is_dicom
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models import CARDS, PAIRS
 from MedVLMReaderLib.reading import write_whole
-from MedVLMReaderLib.resources import resource
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
 
@@ -54,19 +54,24 @@ class Pair(Protocol):
         """(findings,) from 0 to 1 for the vector of a scan."""
 
 
-def load(name: str | Path, device: str = "cpu") -> Pair:
-    """A pair of the table, or one in a folder. ReaderError where it is unknown, no pair, or not what it should be."""
-    folder, title = Path(name), str(name)
-    pairs = sorted(card.name for card in CARDS.values() if card.system in PAIRS)
-    if title in CARDS:
-        folder, system = resource(CARDS[title].source), CARDS[title].system
-    elif folder.is_dir():
-        title, system = folder.resolve().name, system_of(folder)
-    else:
-        raise ReaderError(f"No model '{name}'. Known: {', '.join(pairs)}; or give a model's folder.")
+def load(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: hub.Progress = lambda *_: None,
+) -> Pair:
+    """A pair of the table, of the hub or in a folder. ReaderError where it cannot be had, or is no pair."""
+    found = hub.find(name, revision=revision, offline_only=offline, progress=progress)
+    system = found.card.system if found.card else system_of(found.folder)
     if system not in PAIRS:
-        raise ReaderError(f"'{title}' writes, it cannot search or score. Choose {' or '.join(pairs)}.")
-    checkpoint = Checkpoint(folder, title, fingerprint(folder), device=device)
+        pairs = sorted(card.name for card in CARDS.values() if card.system in PAIRS)
+        raise ReaderError(f"'{found.name}' writes, it cannot search or score. Choose {' or '.join(pairs)}.")
+    checkpoint = Checkpoint(
+        found.folder, found.name, found.revision or fingerprint(found.folder), device=chosen_device(device),
+        notes=found.notes,
+    )  # fmt: skip
     pair: Pair = importlib.import_module(f"MedVLMReaderLib.models.{system}").load(checkpoint)
     return pair
 

@@ -25,6 +25,7 @@ from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import (
+    DEEPEST,
     Checkpoint,
     Shards,
     filled,
@@ -60,8 +61,10 @@ class Sizes:
     """Linear layers of the projector."""
 
     def __post_init__(self) -> None:
-        if self.pooling < 1 or self.layers < 1:
-            raise ValueError(f"pooling {self.pooling} with {self.layers} layers of the projector")
+        if not 1 <= self.pooling <= min(self.vision.grid) or not 1 <= self.layers <= DEEPEST:
+            raise ValueError(
+                f"pooling {self.pooling} of {list(self.vision.grid)} patches with {self.layers} layers of the projector"
+            )
 
     @property
     def grid(self) -> Shape:
@@ -128,10 +131,16 @@ class M3DLaMed(nn.Module):
 
     def spread(self, weights: Array) -> Array:
         """(..., visual tokens) weights shared evenly among the patches that each token averages: (..., patches)."""
-        share = np.asarray(weights).reshape(*weights.shape[:-1], *self.sizes.grid) / self.sizes.pooling**3
+        pooling, before = self.sizes.pooling, weights.shape[:-1]
+        share = np.asarray(weights).reshape(*before, *self.sizes.grid) / pooling**3
         for axis in (-3, -2, -1):
-            share = np.repeat(share, self.sizes.pooling, axis)
-        return share.reshape(*weights.shape[:-1], -1)
+            share = np.repeat(share, pooling, axis)
+        out = np.zeros(
+            (*before, *self.sizes.vision.grid), share.dtype
+        )  # at the far ends some patches may be in no token
+        k, j, i = share.shape[-3:]
+        out[..., :k, :j, :i] = share
+        return out.reshape(*before, -1)
 
     def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:  # noqa: ARG002
         """(visual tokens, decoder width) from patch features like those of `seen`."""

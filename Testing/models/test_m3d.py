@@ -64,6 +64,7 @@ def test_sizes_that_make_no_network_are_refused_with_their_values():
         (lambda: Vit3dSizes(image=(30, 256, 256)), r"\[30, 256, 256\].*\[4, 16, 16\]"),
         (lambda: Vit3dSizes(width=100), r"width 100 with 12 heads"),
         (lambda: Sizes(pooling=0), r"pooling 0"),
+        (lambda: Sizes(pooling=9), r"pooling 9 of \[8, 16, 16\] patches"),
         (lambda: Vit3dSizes.found({}, (32, 256, 256), (4, 16, 16)), "no 3D vision transformer"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -151,7 +152,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "another projector": (config(mm_projector_type="perceiver"), r"mm_projector_type 'perceiver'; only 'spp'"),
     "another layer": (config(vision_select_layer=-2), r"vision_select_layer -2; only -1"),
     "code": (config(custom_pipelines={"run": "me"}), "field 'custom_pipelines', which is not allowed"),
-    "absurd": (config(num_hidden_layers=10**6), "num_hidden_layers 1000000"),
+    "absurd": (config(proj_layer_num=10**6), "1000000 layers of the projector"),
     "no number": (config(hidden_size="32"), "hidden_size '32', which is no whole number"),
     "another system": (config(model_type="lamed_gpt", system="m3d_lamed"), "field 'system'"),
     "no end": (config(eos_token_id=5000), r"token 5000; its tokenizer has \d+ tokens"),
@@ -249,6 +250,15 @@ def test_a_tokens_weight_is_shared_by_the_patches_that_it_averages(reader):
     first = cells[0].reshape(2, 4, 6)
     assert (first[:, :2, :2] == weights[0, 0] / 8).all()
     assert (first[:, 2:, 4:] == weights[0, 5] / 8).all()
+
+
+def test_patches_beyond_the_last_whole_token_have_no_share():
+    sizes = Sizes(Vit3dSizes((8, 48, 80), (4, 16, 16), 64, 96, 1, 1))
+    model = M3DLaMed(sizes, new_decoder({"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1,
+                                         "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}))  # fmt: skip
+    assert model.projector(torch.rand(1, 2 * 3 * 5, 64)).shape == (1, 2, 16)
+    cells = model.spread(np.array([8.0, 16.0])).reshape(2, 3, 5)
+    assert cells[1].tolist() == [[1, 1, 2, 2, 0], [1, 1, 2, 2, 0], [0, 0, 0, 0, 0]]
 
 
 def test_pooling_averages_neighbours_along_the_arrays_own_axes():
