@@ -254,8 +254,9 @@ def test_a_tokens_weight_is_shared_by_the_patches_that_it_averages(reader):
 
 def test_patches_beyond_the_last_whole_token_have_no_share():
     sizes = Sizes(Vit3dSizes((8, 48, 80), (4, 16, 16), 64, 96, 1, 1))
-    model = M3DLaMed(sizes, new_decoder({"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1,
-                                         "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}))  # fmt: skip
+    decoder = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "intermediate_size": 16, "vocab_size": 20}  # fmt: skip
+    model = M3DLaMed(sizes, new_decoder(decoder))
     assert model.projector(torch.rand(1, 2 * 3 * 5, 64)).shape == (1, 2, 16)
     cells = model.spread(np.array([8.0, 16.0])).reshape(2, 3, 5)
     assert cells[1].tolist() == [[1, 1, 2, 2, 0], [1, 1, 2, 2, 0], [0, 0, 0, 0, 0]]
