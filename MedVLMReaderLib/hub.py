@@ -271,13 +271,14 @@ def cached_commit(repository: str, revision: str | None) -> str | None:
     """The commit that a revision stands for in the cache; without one, the commit that was fetched last."""
     if revision and COMMIT.fullmatch(revision):
         return revision
-    marks = sorted(mark_file(repository, "x").parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if revision is None and marks:
-        return marks[-1].stem
     try:
-        return (repository_folder(repository) / "refs" / (revision or "main")).read_text().strip() or None
+        named = (repository_folder(repository) / "refs" / (revision or "main")).read_text().strip() or None
     except (OSError, ValueError):
-        return None
+        named = None
+    if revision is None and not (named and mark_file(repository, named).exists()):
+        marks = sorted(mark_file(repository, "x").parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        return marks[-1].stem if marks else named
+    return named
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers.generation.logits_process import LogitsProcessorList, Temperat
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
 from MedVLMReaderLib.choice import chosen_device, loaded
+from MedVLMReaderLib.copies import save_quantised
 from MedVLMReaderLib.hub import Progress, find
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
@@ -58,6 +59,8 @@ def load(
     """
     found = find(name, revision=revision, offline_only=offline, progress=progress)
     system = found.card.system if found.card else system_of(found.folder)
+    if device is None and found.card and found.card.shipped:
+        device = "cpu"  # too small to gain anything elsewhere, and the same numbers on every machine
     checkpoint = Checkpoint(
         found.folder, found.name, found.revision or fingerprint(found.folder), device=chosen_device(device),
         notes=found.notes,
@@ -77,6 +80,15 @@ class Reader:
         seen = self.model.see([volumes] if isinstance(volumes, Volume) else list(volumes), view)
         notes = self.checkpoint.notes if self.checkpoint else ()
         return replace(seen, notes=(*notes, *seen.notes)) if notes else seen
+
+    def save_quantised(self, folder: str | Path) -> None:
+        """Write a copy with the decoder in the 8 or 4 bits it was loaded in; it loads without being quantised again.
+
+        ReaderError where the decoder is not quantised, or the folder cannot be written.
+        """
+        if self.checkpoint is None:
+            raise ReaderError("This model does not come from files. Load it by name or from a folder.")
+        save_quantised(self.model.decoder, self.checkpoint, Path(folder))
 
     def report(self, seen: Seen, options: Options = Options()) -> Reading:
         """The model's draft report."""

@@ -37,7 +37,9 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* memory shards quantise weights attention preparation block reading resources hub choice"
+LEARNED = (
+    "models models.* memory shards quantise weights attention preparation block reading resources hub choice copies"
+)
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -75,12 +77,13 @@ RULES = {
     "models.sentencepiece": Rule("", "torch transformers tokenizers"),
     "models.*": Rule(
         "geometry volume study preparation block memory shards quantise weights models models.layers models.domain "
-        "models.vit3d models.sentencepiece models.dcformer",
+        "models.vit3d models.sentencepiece models.dcformer models.one_block",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
+    "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
     "choice": Rule("memory models quantise study weights", "torch"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"

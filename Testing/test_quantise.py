@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.manifest import FILE, Manifest
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.quantise import Int8Linear, Nf4Linear, bitsandbytes, linears, packs, quantised_layers
+from MedVLMReaderLib.reader import Options, load
 from MedVLMReaderLib.weights import Shards, filled_decoder
 from Testing.random_decoder import TINY, write_decoder
 
@@ -149,3 +151,81 @@ def test_linears_leave_out_what_chooses_words(folder):
     model = decoder(folder, "fp32")
     assert "lm_head" in linears(model, None)
     assert "lm_head" not in linears(model, model.lm_head)
+
+
+# Copies
+
+
+@pytest.fixture
+def copied(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model in 4 bits, saved after it has read."""
+    reader = load(tiny_model, precision="nf4")
+    scores(reader.model.decoder)
+    reader.save_quantised(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_saved_copy_computes_the_same_whenever_it_was_saved(tiny_model, tmp_path, precision, when):
+    reader = load(tiny_model, precision=precision)
+    if when == "after":
+        scores(reader.model.decoder)
+    reader.save_quantised(tmp_path / "copy")
+    again = load(tmp_path / "copy")
+    assert again.checkpoint is not None
+    assert (again.checkpoint.precision, again.model.name, again.model.revision) == (
+        precision, "tiny", reader.model.revision,
+    )  # fmt: skip
+    assert torch.equal(scores(again.model.decoder), scores(reader.model.decoder))
+    ours, theirs = again.model.state_dict(), reader.model.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_copy_of_a_copy_is_the_copy(copied, tmp_path):
+    load(copied).save_quantised(tmp_path / "again")
+    first, second = Manifest.load(copied / FILE), Manifest.load(tmp_path / "again" / FILE)
+    assert first is not None
+    assert first == second
+
+
+def test_a_copy_is_read_in_the_precision_it_was_saved_in_and_in_no_other(copied, body_ct):
+    reader = load(copied)
+    reading = reader.report(reader.see(body_ct))
+    assert reading.options["precision"] == "nf4"
+    with pytest.raises(ReaderError, match="is a copy in nf4"):
+        load(copied, precision="bf16")
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_a_copy_that_is_not_whole_is_refused(copied, how):
+    path = copied / "model-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    if how == "missing":
+        path.unlink()
+    with pytest.raises(ReaderError, match=r"model-00001\.safetensors is missing or of another size"):
+        load(copied)
+
+
+def test_only_a_quantised_model_is_copied_and_never_over_something(tiny_model, copied, tmp_path):
+    with pytest.raises(ReaderError, match="Load it in int8 or nf4 first"):
+        load(tiny_model).save_quantised(tmp_path / "full")
+    with pytest.raises(ReaderError, match="is not empty"):
+        load(copied).save_quantised(copied)
+
+
+def test_a_reader_in_4_bits_says_where_it_looked(copied, body_ct):
+    reader = load(copied)
+    reading = reader.report(reader.see(body_ct), Options(longest=12))
+    weights = reading.traces[0].weights
+    assert reading.text
+    assert abs(weights).max() > 0
+
+
+def test_an_encoder_in_16_bits_sees_nearly_the_same(tiny_model, body_ct, monkeypatch):
+    """As on CUDA."""
+    full = load(tiny_model).see(body_ct).tokens
+    monkeypatch.setattr("MedVLMReaderLib.weights.encoder_dtype", lambda _: torch.bfloat16)
+    half = load(tiny_model, precision="bf16").see(body_ct).tokens
+    assert half.dtype == torch.bfloat16
+    assert float((half.float() - full).norm() / full.norm()) < 0.05

@@ -17,9 +17,10 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.block import BlockRecipe, block, on_screen
 from MedVLMReaderLib.geometry import Shape
+from MedVLMReaderLib.models.one_block import checked_config, fitting
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import Checkpoint, Shards, filled, only, read_tokenizer, written_config
+from MedVLMReaderLib.weights import Checkpoint, Shards, filled, read_tokenizer
 
 HEAD = 64
 """Width of an attention head of all of BERT's sizes, which no tensor tells."""
@@ -124,11 +125,7 @@ ELSEWHERE = (
 def load(checkpoint: Checkpoint) -> M3DClip:
     """The pair in a folder of the published layout; ReaderError where anything is missing, left over or off."""
     folder = checkpoint.folder
-    config, where = written_config(folder), f"'{folder / 'config.json'}'"
-    only(config, (*FIXED, *VISION, *ELSEWHERE), where)
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
+    config = checked_config(folder, (), FIXED, (*VISION, *ELSEWHERE))
     tensors = Shards.open(folder)
     sizes = _sizes(config, tensors.shapes, folder)
     tokenizer = _tokenizer(sizes, folder)
@@ -172,12 +169,7 @@ def _tokenizer(sizes: Sizes, folder: Path) -> Any:
         tokenizer.pad_token = "[PAD]"
     else:
         tokenizer = _read_vocabulary(folder)
-    if len(tokenizer) > sizes.vocabulary:
-        raise ReaderError(
-            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {sizes.vocabulary}. "
-            "The tokenizer and the weights do not belong together."
-        )
-    return tokenizer
+    return fitting(tokenizer, sizes.vocabulary, folder)
 
 
 def _read_vocabulary(folder: Path) -> Any:

@@ -19,8 +19,9 @@ from MedVLMReaderLib.block import BlockRecipe, block, on_screen
 from MedVLMReaderLib.geometry import Shape
 from MedVLMReaderLib.models import dcformer
 from MedVLMReaderLib.models.dcformer import DCFormer
+from MedVLMReaderLib.models.one_block import checked_config, fitting
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import Checkpoint, Shards, filled, only, read_tokenizer, written_config
+from MedVLMReaderLib.weights import Checkpoint, Shards, filled, read_tokenizer
 
 NAMES = {"vision_encoder.encoder.": "vision_encoder."}
 """Published tensor names -> ours, by their beginnings."""
@@ -137,11 +138,7 @@ ELSEWHERE = (
 def load(checkpoint: Checkpoint) -> SiglipPair:
     """The pair in a folder of the published layout; ReaderError where anything is missing, left over or off."""
     folder = checkpoint.folder
-    config, where = written_config(folder), f"'{folder / 'config.json'}'"
-    only(config, (*FIXED, *ELSEWHERE), where)
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
+    config = checked_config(folder, (), FIXED, ELSEWHERE)
     tensors = Shards.open(folder).renamed(NAMES)
     sizes = _sizes(config, tensors.shapes, folder)
     tokenizer = _tokenizer(sizes, folder)
@@ -174,9 +171,4 @@ def _sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], fol
 def _tokenizer(sizes: Sizes, folder: Path) -> Any:
     tokenizer = read_tokenizer(folder, "[SEP]")
     tokenizer.pad_token = "[PAD]"
-    if len(tokenizer) > sizes.vocabulary:
-        raise ReaderError(
-            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {sizes.vocabulary}. "
-            "The tokenizer and the weights do not belong together."
-        )
-    return tokenizer
+    return fitting(tokenizer, sizes.vocabulary, folder)

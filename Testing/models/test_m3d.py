@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
-from MedVLMReaderLib.models.m3d_lamed import IMAGE, NAMES, REPORT, M3DLaMed, Sizes, SpatialPooling, spliced
+from MedVLMReaderLib.models.m3d_lamed import NAMES, REPORT, M3DLaMed, Sizes, SpatialPooling
+from MedVLMReaderLib.models.one_block import IMAGE, spliced, written
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as load_reader
@@ -196,10 +197,10 @@ def test_without_such_a_token_the_published_model_loses_the_first_word_and_so_do
 
 
 def test_a_request_for_a_report_follows_the_image_at_once_a_question_after_a_space(reader):
-    written = reader.model._written
-    assert written([Message("user", REPORT)]) == REPORT
+    end = reader.model.tokenizer.eos_token
+    assert written([Message("user", REPORT)], REPORT, end) == REPORT
     turns = [Message("user", "Is it?"), Message("assistant", "No."), Message("user", "Why?")]
-    assert written(turns) == " Is it? No.<|endoftext|> Why?"
+    assert written(turns, REPORT, end) == " Is it? No.<|endoftext|> Why?"
     assert reader.model.report_request() == REPORT
 
 
