@@ -21,6 +21,7 @@ from MedVLMReaderLib.choice import chosen_device, loaded
 from MedVLMReaderLib.copies import save_quantised
 from MedVLMReaderLib.hub import Progress, find
 from MedVLMReaderLib.memory import Precision
+from MedVLMReaderLib.models import PAIRS
 from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
 from MedVLMReaderLib.study import Message, Model, Seen
 from MedVLMReaderLib.volume import View, Volume
@@ -59,6 +60,11 @@ def load(
     """
     found = find(name, revision=revision, offline_only=offline, progress=progress)
     system = found.card.system if found.card else system_of(found.folder)
+    if system in PAIRS:
+        raise ReaderError(
+            f"'{found.name}' finds scans and scores findings; it writes nothing. Use it with "
+            "'medvlmreader search' or 'medvlmreader classify'."
+        )
     if device is None and found.card and found.card.shipped:
         device = "cpu"  # too small to gain anything elsewhere, and the same numbers on every machine
     checkpoint = Checkpoint(

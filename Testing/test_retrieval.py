@@ -270,6 +270,12 @@ def test_a_model_that_writes_cannot_search(archive, tmp_path, capsys):
     assert "No model 'nothing'" in capsys.readouterr().err
 
 
+def test_a_pair_cannot_write(pair_folder, tmp_path, capsys):
+    scan = write_tiny_scan(tmp_path / "scan.nii.gz")
+    assert main(["read", str(scan), "--model", str(pair_folder), "--out", str(tmp_path / "out")]) == 1
+    assert "writes nothing. Use it with 'medvlmreader search'" in capsys.readouterr().err
+
+
 def test_a_hit_is_plain_data():
     study = Study(Path("a.nii.gz"))
     assert Hit(study, 0.5) == Hit(study, 0.5)

@@ -108,6 +108,18 @@ def test_a_llama_decoder_loads_too(tmp_path):
     assert reader.report(reader.see(scan()), Options(longest=3, heatmaps=False)).question == REPORT
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_it_answers_in_fewer_bits_with_its_eyes_in_full(folder, precision):
+    pytest.importorskip("bitsandbytes")
+    reader = load_reader(folder, precision=precision, device="cpu")
+    seen = reader.see(scan())
+    assert seen.tokens.dtype == torch.float32
+    *_, reading = reader.ask(seen, "What is normal?", options=Options(longest=4))
+    assert isinstance(reading, Reading)
+    assert reader.checkpoint is not None
+    assert reader.checkpoint.precision == precision
+
+
 def test_answers_end_at_the_token_that_the_configuration_names(reader):
     assert reader.model.tokenizer.eos_token == "<|endoftext|>"
 
