@@ -151,7 +151,7 @@ def _output(name: str, told: str, stored: Tensors, ours: Tensors, entry: Mapping
     """Whether an output is right, and its largest error."""
     if name not in ours and FOR_THE_RECORD in told:
         return True, f"{name} not compared"
-    theirs, found = stored[name], _sliced(name, told, ours)
+    theirs, found = stored[name].squeeze(), _sliced(name, told, ours).squeeze()  # one loss may be () or (1,)
     if found.shape != theirs.shape:
         return False, f"{name} is {tuple(found.shape)}, published {tuple(theirs.shape)}"
     if not theirs.is_floating_point():

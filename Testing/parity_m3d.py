@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from MedVLMReaderLib.models.m3d_lamed import NAMES, M3DLaMed, Sizes, SpatialPooling, spliced
+from MedVLMReaderLib.models.m3d_lamed import NAMES, M3DLaMed, Sizes, SpatialPooling
+from MedVLMReaderLib.models.one_block import spliced
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.weights import new_decoder
 from Testing.parity import Kind, Tensors, filled_by_name, greedy, loss

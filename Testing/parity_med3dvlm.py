@@ -6,7 +6,8 @@ from typing import Any
 
 from MedVLMReaderLib.models import dcformer, siglip
 from MedVLMReaderLib.models.dcformer import SIZES, DCFormer
-from MedVLMReaderLib.models.med3dvlm import NAMES, Med3DVLM, Mixer, Sizes, spliced
+from MedVLMReaderLib.models.med3dvlm import NAMES, Med3DVLM, Mixer, Sizes
+from MedVLMReaderLib.models.one_block import spliced
 from MedVLMReaderLib.models.siglip import SiglipPair, sigmoid_loss
 from MedVLMReaderLib.weights import new_decoder
 from Testing.parity import Kind, Tensors, filled_by_name, greedy, loss

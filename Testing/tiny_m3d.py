@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from MedVLMReaderLib.models import m3d_clip
+from MedVLMReaderLib.models.m3d_clip import M3DClip
 from MedVLMReaderLib.models.m3d_lamed import NAMES, M3DLaMed, Sizes
 from MedVLMReaderLib.models.vit3d import Vit3dSizes
 from MedVLMReaderLib.weights import new_decoder
@@ -59,6 +61,28 @@ def write_tiny_m3d(folder: Path, seed: int = 0, **changes: Any) -> Path:
     tensors["model.seg_projector.0.weight"] = torch.zeros(32, 32)
     tensors["model.seg_module.image_encoder.norm.weight"] = torch.ones(8)
     write_shards(folder, tensors)
+    return folder
+
+
+TINY_PAIR = m3d_clip.Sizes(TINY_VISION, 40, 48, 2, 32)
+BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "there", "is", "no", ".", "nod", "##ule", "stone", "left", "in")
+
+
+def write_tiny_m3d_clip(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A folder as M3D-CLIP is published: config.json, vocab.txt, tensors; `changes` of its config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "_name_or_path": "somewhere", "architectures": ["M3DCLIP"], "model_type": "m3d_clip", "dropout_rate": 0,
+        "gather_loss": True, "local_loss": False, "hidden_size": TINY_VISION.width, "img_size": list(TINY_VISION.image),
+        "in_channels": 1, "language_model_name_or_path": "bert_base_uncased/", "max_text_len": 128,
+        "mlp_dim": TINY_VISION.mlp, "num_heads": TINY_VISION.heads, "num_layers": TINY_VISION.depth,
+        "patch_size": list(TINY_VISION.patch), "pos_embed": "perceptron", "spatial_dims": 3, "torch_dtype": "float32",
+        "transformers_version": "4.36.2", "vocab_size": 30522, **changes,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text("\n".join(BERT) + "\n")
+    torch.manual_seed(seed)
+    save_file(livelier(M3DClip(TINY_PAIR)).state_dict(), folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib.models import siglip
 from MedVLMReaderLib.models.dcformer import SIZES
-from MedVLMReaderLib.models.med3dvlm import IMAGE, NAMES, Med3DVLM, Sizes
+from MedVLMReaderLib.models.med3dvlm import NAMES, Med3DVLM, Sizes
+from MedVLMReaderLib.models.one_block import IMAGE
 from MedVLMReaderLib.models.siglip import SiglipPair
 from MedVLMReaderLib.weights import new_decoder
 from Testing.parity import published_name

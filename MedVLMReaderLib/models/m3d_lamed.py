@@ -20,19 +20,12 @@ from torch import Tensor, nn
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.block import BlockRecipe, block, notes, on_screen
 from MedVLMReaderLib.geometry import Array, Shape, TokenMap
+from MedVLMReaderLib.models.one_block import checked_config, ending, one, prompt, whole_numbers, written
 from MedVLMReaderLib.models.sentencepiece import read_llama_tokenizer
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import (
-    Checkpoint,
-    Shards,
-    filled,
-    filled_decoder,
-    only,
-    read_tokenizer,
-    written_config,
-)
+from MedVLMReaderLib.weights import DEEPEST, Checkpoint, Shards, filled, filled_decoder, read_tokenizer
 
 NAMES = {
     "model.vision_tower.vision_tower.": "encoder.",
@@ -44,7 +37,6 @@ NAMES = {
 UNUSED = ("model.seg_module.", "model.seg_projector.")
 """Published tensors that are knowingly not used: SegVol, and the projection of the [SEG] token to it."""
 
-IMAGE = "<im_patch>"
 REPORT = "Can you provide a caption consists of findings for this medical image?"
 """Word for word one of the questions of the training, its grammar included."""
 
@@ -60,8 +52,10 @@ class Sizes:
     """Linear layers of the projector."""
 
     def __post_init__(self) -> None:
-        if self.pooling < 1 or self.layers < 1:
-            raise ValueError(f"pooling {self.pooling} with {self.layers} layers of the projector")
+        if not 1 <= self.pooling <= min(self.vision.grid) or not 1 <= self.layers <= DEEPEST:
+            raise ValueError(
+                f"pooling {self.pooling} of {list(self.vision.grid)} patches with {self.layers} layers of the projector"
+            )
 
     @property
     def grid(self) -> Shape:
@@ -111,12 +105,12 @@ class M3DLaMed(nn.Module):
 
     def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:
         """The block that the encoder is shown, grey levels 0 to 1."""
-        return (block(_one(volumes), on_screen(self.recipe, view)),)
+        return (block(one(volumes, "M3D-LaMed"), on_screen(self.recipe, view)),)
 
     @torch.no_grad()
     def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:
         """Encode a volume. The view gives the grey window of a CT; the whole scan is seen wherever its cursor is."""
-        volume, recipe = _one(volumes), on_screen(self.recipe, view)
+        volume, recipe = one(volumes, "M3D-LaMed"), on_screen(self.recipe, view)
         shown = block(volume, recipe)
         voxels = torch.from_numpy(shown.values)[None, None].to(self.encoder.cls_token)
         patches = self.encoder(voxels)[0, 1:]  # the class token lies nowhere
@@ -128,10 +122,16 @@ class M3DLaMed(nn.Module):
 
     def spread(self, weights: Array) -> Array:
         """(..., visual tokens) weights shared evenly among the patches that each token averages: (..., patches)."""
-        share = np.asarray(weights).reshape(*weights.shape[:-1], *self.sizes.grid) / self.sizes.pooling**3
+        pooling, before = self.sizes.pooling, weights.shape[:-1]
+        share = np.asarray(weights).reshape(*before, *self.sizes.grid) / pooling**3
         for axis in (-3, -2, -1):
-            share = np.repeat(share, self.sizes.pooling, axis)
-        return share.reshape(*weights.shape[:-1], -1)
+            share = np.repeat(share, pooling, axis)
+        out = np.zeros(
+            (*before, *self.sizes.vision.grid), share.dtype
+        )  # at the far ends some patches may be in no token
+        k, j, i = share.shape[-3:]
+        out[..., :k, :j, :i] = share
+        return out.reshape(*before, -1)
 
     def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:  # noqa: ARG002
         """(visual tokens, decoder width) from patch features like those of `seen`."""
@@ -144,46 +144,11 @@ class M3DLaMed(nn.Module):
 
     def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
         """The visual tokens, then the turns of the chat, written as the model was trained on one."""
-        count = len(seen.tokens)
-        ids = self.tokenizer(IMAGE * count + self._written(messages))["input_ids"]
-        if (found := ids.count(self._image_token())) != count:
-            raise ReaderError(f"The question has {found - count} times the word '{IMAGE}', which stands for the image. "
-                              "Ask without it.")  # fmt: skip
-        told = self.decoder.get_input_embeddings()(torch.tensor([ids], device=self.decoder.device))
-        return Prompt(spliced(told, seen.tokens[None]), tuple(range(1, 1 + count)))
-
-    def _written(self, messages: Sequence[Message]) -> str:
-        turns = []
-        for message in messages:
-            if message.role == "assistant":
-                turns.append(f" {message.text}{self.tokenizer.eos_token}")
-            else:  # requests for a report stood right after the image in training, questions after a space
-                turns.append(message.text if message.text == REPORT else f" {message.text}")
-        return "".join(turns)
-
-    def _image_token(self) -> int:
-        return int(self.tokenizer.convert_tokens_to_ids(IMAGE))
+        return prompt(self.decoder, self.tokenizer, seen, written(messages, REPORT, self.tokenizer.eos_token))
 
     def report_request(self) -> str:
         """The question that asks for a report."""
         return REPORT
-
-
-def spliced(told: Tensor, visual: Tensor) -> Tensor:
-    """(batch, length, width) embeddings of a text with the visual tokens in the place of its image tokens.
-
-    From position 1 on, as published: position 0 is for the token that begins a text. Where a tokenizer writes none,
-    an image token stays at 0 and the first token after the image is lost; the model was trained so.
-    """
-    return torch.cat([told[:, :1], visual.to(told), told[:, visual.shape[1] + 1 :]], 1)
-
-
-def _one(volumes: Sequence[Volume]) -> Volume:
-    if not volumes:
-        raise ReaderError("No volume was given. Choose a scan first.")
-    if len(volumes) > 1:
-        raise ReaderError(f"{len(volumes)} volumes were given; M3D-LaMed reads one at a time. Choose one series.")
-    return volumes[0]
 
 
 # ---- A published folder ---------------------------------------------------------------------------------------------
@@ -221,7 +186,8 @@ def load(checkpoint: Checkpoint) -> M3DLaMed:
     config = _config(folder)
     tensors = Shards.open(folder).renamed(NAMES, UNUSED)
     sizes = _sizes(config, tensors.below("encoder.").shapes, folder)
-    tokenizer = _tokenizer(config, folder)
+    is_whole = (folder / "tokenizer.json").is_file()
+    tokenizer = ending(read_tokenizer(folder, "</s>") if is_whole else read_llama_tokenizer(folder), config, folder)
     plain = {name: config[name] for name in DECODER if name in config}
     decoder = filled_decoder(
         {**plain, "model_type": DECODERS[config["model_type"]]}, tensors.below("decoder."), checkpoint.precision,
@@ -235,17 +201,10 @@ def load(checkpoint: Checkpoint) -> M3DLaMed:
 
 def _config(folder: Path) -> dict[str, Any]:
     """config.json, once all of it is known to be of this system."""
-    config, where = written_config(folder), f"'{folder / 'config.json'}'"
-    only(config, (*NEEDED, *DECODER, *FIXED, *ELSEWHERE), where)
-    if missing := sorted(set(NEEDED) - set(config)):
-        raise ReaderError(f"{where} lacks {', '.join(missing)}. Get the model again.")
-    if odd := [name for name in NUMBERS if type(config[name]) is not int]:
-        raise ReaderError(f"{where} has {odd[0]} {config[odd[0]]!r}, which is no whole number. Get the model again.")
+    config = checked_config(folder, NEEDED, FIXED, (*DECODER, *ELSEWHERE))
+    whole_numbers(config, NUMBERS, folder)
     if str(config["model_type"]) not in DECODERS:
-        raise ReaderError(f"{where} is of a '{config['model_type']}'. Known here: {', '.join(sorted(DECODERS))}.")
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
+        raise ReaderError(f"'{folder}' holds a '{config['model_type']}'. Known here: {', '.join(sorted(DECODERS))}.")
     return config
 
 
@@ -269,24 +228,3 @@ def _sizes(config: dict[str, Any], encoder: dict[str, tuple[int, ...]], folder: 
 def _shape(value: Any) -> Shape:
     k, j, i = (int(n) for n in value)
     return k, j, i
-
-
-def _tokenizer(config: dict[str, Any], folder: Path) -> Any:
-    """The tokenizer, once it has the tokens that the model needs."""
-    tokenizer = (
-        read_tokenizer(folder, "</s>") if (folder / "tokenizer.json").is_file() else read_llama_tokenizer(folder)
-    )
-    if IMAGE not in tokenizer.get_vocab():
-        raise ReaderError(f"The tokenizer of '{folder}' has no '{IMAGE}', where the image would stand. "
-                          "Use the tokenizer that came with the model.")  # fmt: skip
-    if len(tokenizer) > config["vocab_size"]:
-        raise ReaderError(
-            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {config['vocab_size']}. "
-            "The tokenizer and config.json do not belong together."
-        )
-    end = config["eos_token_id"]
-    if not 0 <= end < len(tokenizer):
-        raise ReaderError(f"config.json of '{folder}' ends answers with token {end}; its tokenizer has "
-                          f"{len(tokenizer)} tokens. They do not belong together.")  # fmt: skip
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-    return tokenizer

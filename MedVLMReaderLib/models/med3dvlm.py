@@ -23,9 +23,10 @@ from MedVLMReaderLib.block import BlockRecipe, block, notes, on_screen
 from MedVLMReaderLib.geometry import Array, Grid, Shape, TokenMap
 from MedVLMReaderLib.models import dcformer
 from MedVLMReaderLib.models.dcformer import STRIDES, DCFormer
+from MedVLMReaderLib.models.one_block import checked_config, ending, one, prompt, written
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import Checkpoint, Shards, filled, filled_decoder, only, read_tokenizer, written_config
+from MedVLMReaderLib.weights import Checkpoint, Shards, filled, filled_decoder, read_tokenizer
 
 NAMES = {
     "model.vision_tower.vision_tower.encoder.": "encoder.",
@@ -35,7 +36,6 @@ NAMES = {
 }
 """Published tensor names -> ours, by their beginnings."""
 
-IMAGE = "<im_patch>"
 REPORT = "Describe the findings of the medical image you see."
 """One of the 42 requests for a report of the training; the one of the authors' demonstration."""
 
@@ -150,12 +150,12 @@ class Med3DVLM(nn.Module):
 
     def prepared(self, volumes: Sequence[Volume], view: View | None = None) -> tuple[Volume, ...]:
         """The block that the encoder is shown, grey levels 0 to 1."""
-        return (block(_one(volumes), on_screen(self.recipe, view)),)
+        return (block(one(volumes, "Med3DVLM"), on_screen(self.recipe, view)),)
 
     @torch.no_grad()
     def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:
         """Encode a volume. The view gives the grey window of a CT; the whole scan is seen wherever its cursor is."""
-        volume, recipe = _one(volumes), on_screen(self.recipe, view)
+        volume, recipe = one(volumes, "Med3DVLM"), on_screen(self.recipe, view)
         shown = block(volume, recipe)
         features = self.features(torch.from_numpy(shown.values)[None, None])
         low, high = features
@@ -199,36 +199,11 @@ class Med3DVLM(nn.Module):
 
     def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
         """The visual tokens, then the turns of the chat: no template, no instruction, as the model was trained."""
-        count = len(seen.tokens)
-        ids = self.tokenizer(IMAGE * count + self._written(messages))["input_ids"]
-        if (found := ids.count(self.tokenizer.convert_tokens_to_ids(IMAGE))) != count:
-            raise ReaderError(f"The question has {found - count} times the word '{IMAGE}', which stands for the image. "
-                              "Ask without it.")  # fmt: skip
-        told = self.decoder.get_input_embeddings()(torch.tensor([ids], device=self.decoder.device))
-        return Prompt(spliced(told, seen.tokens[None]), tuple(range(1, 1 + count)))
-
-    def _written(self, messages: Sequence[Message]) -> str:
-        turns = []
-        for message in messages:
-            if message.role == "assistant":
-                turns.append(f" {message.text}{self.tokenizer.eos_token}")
-            else:  # requests for a report stood right after the image in training, questions after a space
-                turns.append(message.text if message.text == REPORT else f" {message.text}")
-        return "".join(turns)
+        return prompt(self.decoder, self.tokenizer, seen, written(messages, REPORT, self.tokenizer.eos_token))
 
     def report_request(self) -> str:
         """The question that asks for a report."""
         return REPORT
-
-
-def spliced(told: Tensor, visual: Tensor) -> Tensor:
-    """(batch, length, width) embeddings of a text with the visual tokens from position 1 on.
-
-    Position 0 was meant for the token that begins a text, and Qwen2.5 has none: so the first image token keeps its
-    embedding there, and the first token after the image is lost. Trained so; with the image where the text has it, the
-    answers would be those of another model.
-    """
-    return torch.cat([told[:, :1], visual.to(told), told[:, visual.shape[1] + 1 :]], 1)
 
 
 def _cells(box: Grid, shape: Shape) -> Grid:
@@ -247,14 +222,6 @@ def _shares(tokens: Tensor, parts: Sequence[Tensor], cotangent: Tensor) -> Tenso
     return torch.cat(
         [(part * gradient).sum(-1).abs() for part, gradient in zip(parts, gradients, strict=True)]
     ).detach()
-
-
-def _one(volumes: Sequence[Volume]) -> Volume:
-    if not volumes:
-        raise ReaderError("No volume was given. Choose a scan first.")
-    if len(volumes) > 1:
-        raise ReaderError(f"{len(volumes)} volumes were given; Med3DVLM reads one at a time. Choose one series.")
-    return volumes[0]
 
 
 # ---- A published folder ---------------------------------------------------------------------------------------------
@@ -286,10 +253,11 @@ ELSEWHERE = (
 def load(checkpoint: Checkpoint) -> Med3DVLM:
     """The model in a folder of the published layout; ReaderError where anything is missing, left over or off."""
     folder = checkpoint.folder
-    config = _config(folder)
+    config = checked_config(folder, NEEDED, FIXED, (*DECODER, *ELSEWHERE))
     tensors = Shards.open(folder).renamed(NAMES)
     sizes = _sizes(config, tensors.below("encoder.").shapes, folder)
-    tokenizer = _tokenizer(config, folder)
+    is_whole = (folder / "tokenizer.json").is_file()
+    tokenizer = ending(read_tokenizer(folder, "") if is_whole else _read_qwen_tokenizer(folder), config, folder)
     plain = {name: config[name] for name in DECODER if name in config}
     decoder = filled_decoder(
         {**plain, "model_type": "qwen2"}, tensors.below("decoder."), checkpoint.precision, checkpoint.device,
@@ -299,18 +267,6 @@ def load(checkpoint: Checkpoint) -> Med3DVLM:
         lambda: Med3DVLM(sizes, decoder, tokenizer, checkpoint.name, checkpoint.revision),
         tensors.beside("decoder."), given="decoder.", device=checkpoint.device,
     )  # fmt: skip
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """config.json, once all of it is known to be of this system."""
-    config, where = written_config(folder), f"'{folder / 'config.json'}'"
-    only(config, (*NEEDED, *DECODER, *FIXED, *ELSEWHERE), where)
-    if missing := sorted(set(NEEDED) - set(config)):
-        raise ReaderError(f"{where} lacks {', '.join(missing)}. Get the model again.")
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
-    return config
 
 
 def _sizes(config: dict[str, Any], encoder: Mapping[str, tuple[int, ...]], folder: Path) -> Sizes:
@@ -332,25 +288,6 @@ def _sizes(config: dict[str, Any], encoder: Mapping[str, tuple[int, ...]], folde
             raise ReaderError(f"config.json of '{folder}' says {name} {config[name]}; its sizes and weights make "
                               f"{wanted}. They do not belong together.")  # fmt: skip
     return sizes
-
-
-def _tokenizer(config: dict[str, Any], folder: Path) -> Any:
-    """The tokenizer, once it has the tokens that the model needs."""
-    tokenizer = read_tokenizer(folder, "") if (folder / "tokenizer.json").is_file() else _read_qwen_tokenizer(folder)
-    if IMAGE not in tokenizer.get_vocab():
-        raise ReaderError(f"The tokenizer of '{folder}' has no '{IMAGE}', where the image would stand. "
-                          "Use the tokenizer that came with the model.")  # fmt: skip
-    if len(tokenizer) > config["vocab_size"]:
-        raise ReaderError(
-            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {config['vocab_size']}. "
-            "The tokenizer and config.json do not belong together."
-        )
-    end = config["eos_token_id"]
-    if not isinstance(end, int) or not 0 <= end < len(tokenizer):
-        raise ReaderError(f"config.json of '{folder}' ends answers with token {end!r}; its tokenizer has "
-                          f"{len(tokenizer)} tokens. They do not belong together.")  # fmt: skip
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-    return tokenizer
 
 
 def _read_qwen_tokenizer(folder: Path) -> Any:

@@ -19,14 +19,17 @@ from MedVLMReaderLib.block import BlockRecipe, block, on_screen
 from MedVLMReaderLib.geometry import Shape
 from MedVLMReaderLib.models import dcformer
 from MedVLMReaderLib.models.dcformer import DCFormer
+from MedVLMReaderLib.models.one_block import checked_config, fitting
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import Checkpoint, Shards, filled, only, read_tokenizer, written_config
+from MedVLMReaderLib.weights import Checkpoint, Shards, filled, read_tokenizer
 
 NAMES = {"vision_encoder.encoder.": "vision_encoder."}
 """Published tensor names -> ours, by their beginnings."""
 
 HEAD = 64
 """Width of an attention head of BERT-like models, which no tensor tells."""
+PROMPT = "There is {}."
+"""A finding said to be there."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class SiglipPair(nn.Module):
 
     t_prime: Tensor
     bias: Tensor
+    score_is = "sigmoid of how well scan and 'There is X.' match, from 0 to 1; it orders findings, it is no probability"
 
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "siglip", revision: str = "") -> None:
         super().__init__()
@@ -95,6 +99,12 @@ class SiglipPair(nn.Module):
         ).to(self.mm_language_proj.weight.device)  # fmt: skip
         return self.encode_text(read["input_ids"], read["attention_mask"])
 
+    @torch.no_grad()
+    def scores(self, image: Tensor, findings: Sequence[str]) -> Tensor:
+        """(findings,) each from 0 to 1, as `score_is` says, for the (width,) unit vector of a scan."""
+        told = self.of_texts([PROMPT.format(finding) for finding in findings])
+        return self.logits(image[None].to(told), told)[0].sigmoid()
+
 
 def sigmoid_loss(logits: Tensor) -> Tensor:
     """What the pair was trained with: (n, n) logits of n scans and their n texts, pair by pair, over n.
@@ -128,11 +138,7 @@ ELSEWHERE = (
 def load(checkpoint: Checkpoint) -> SiglipPair:
     """The pair in a folder of the published layout; ReaderError where anything is missing, left over or off."""
     folder = checkpoint.folder
-    config, where = written_config(folder), f"'{folder / 'config.json'}'"
-    only(config, (*FIXED, *ELSEWHERE), where)
-    for name, value in FIXED.items():
-        if config.get(name, value) != value:
-            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
+    config = checked_config(folder, (), FIXED, ELSEWHERE)
     tensors = Shards.open(folder).renamed(NAMES)
     sizes = _sizes(config, tensors.shapes, folder)
     tokenizer = _tokenizer(sizes, folder)
@@ -165,9 +171,4 @@ def _sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], fol
 def _tokenizer(sizes: Sizes, folder: Path) -> Any:
     tokenizer = read_tokenizer(folder, "[SEP]")
     tokenizer.pad_token = "[PAD]"
-    if len(tokenizer) > sizes.vocabulary:
-        raise ReaderError(
-            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {sizes.vocabulary}. "
-            "The tokenizer and the weights do not belong together."
-        )
-    return tokenizer
+    return fitting(tokenizer, sizes.vocabulary, folder)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
-from MedVLMReaderLib.models.m3d_lamed import IMAGE, NAMES, REPORT, M3DLaMed, Sizes, SpatialPooling, spliced
+from MedVLMReaderLib.models.m3d_lamed import NAMES, REPORT, M3DLaMed, Sizes, SpatialPooling
+from MedVLMReaderLib.models.one_block import IMAGE, spliced, written
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as load_reader
@@ -64,6 +65,7 @@ def test_sizes_that_make_no_network_are_refused_with_their_values():
         (lambda: Vit3dSizes(image=(30, 256, 256)), r"\[30, 256, 256\].*\[4, 16, 16\]"),
         (lambda: Vit3dSizes(width=100), r"width 100 with 12 heads"),
         (lambda: Sizes(pooling=0), r"pooling 0"),
+        (lambda: Sizes(pooling=9), r"pooling 9 of \[8, 16, 16\] patches"),
         (lambda: Vit3dSizes.found({}, (32, 256, 256), (4, 16, 16)), "no 3D vision transformer"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -104,6 +106,18 @@ def test_a_llama_decoder_loads_too(tmp_path):
     reader = load_reader(write_tiny_m3d(tmp_path / "llama", model_type="lamed_llama"))
     assert reader.model.decoder.config.model_type == "llama"
     assert reader.report(reader.see(scan()), Options(longest=3, heatmaps=False)).question == REPORT
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_it_answers_in_fewer_bits_with_its_eyes_in_full(folder, precision):
+    pytest.importorskip("bitsandbytes")
+    reader = load_reader(folder, precision=precision, device="cpu")
+    seen = reader.see(scan())
+    assert seen.tokens.dtype == torch.float32
+    *_, reading = reader.ask(seen, "What is normal?", options=Options(longest=4))
+    assert isinstance(reading, Reading)
+    assert reader.checkpoint is not None
+    assert reader.checkpoint.precision == precision
 
 
 def test_answers_end_at_the_token_that_the_configuration_names(reader):
@@ -151,7 +165,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "another projector": (config(mm_projector_type="perceiver"), r"mm_projector_type 'perceiver'; only 'spp'"),
     "another layer": (config(vision_select_layer=-2), r"vision_select_layer -2; only -1"),
     "code": (config(custom_pipelines={"run": "me"}), "field 'custom_pipelines', which is not allowed"),
-    "absurd": (config(num_hidden_layers=10**6), "num_hidden_layers 1000000"),
+    "absurd": (config(proj_layer_num=10**6), "1000000 layers of the projector"),
     "no number": (config(hidden_size="32"), "hidden_size '32', which is no whole number"),
     "another system": (config(model_type="lamed_gpt", system="m3d_lamed"), "field 'system'"),
     "no end": (config(eos_token_id=5000), r"token 5000; its tokenizer has \d+ tokens"),
@@ -195,10 +209,10 @@ def test_without_such_a_token_the_published_model_loses_the_first_word_and_so_do
 
 
 def test_a_request_for_a_report_follows_the_image_at_once_a_question_after_a_space(reader):
-    written = reader.model._written
-    assert written([Message("user", REPORT)]) == REPORT
+    end = reader.model.tokenizer.eos_token
+    assert written([Message("user", REPORT)], REPORT, end) == REPORT
     turns = [Message("user", "Is it?"), Message("assistant", "No."), Message("user", "Why?")]
-    assert written(turns) == " Is it? No.<|endoftext|> Why?"
+    assert written(turns, REPORT, end) == " Is it? No.<|endoftext|> Why?"
     assert reader.model.report_request() == REPORT
 
 
@@ -249,6 +263,16 @@ def test_a_tokens_weight_is_shared_by_the_patches_that_it_averages(reader):
     first = cells[0].reshape(2, 4, 6)
     assert (first[:, :2, :2] == weights[0, 0] / 8).all()
     assert (first[:, 2:, 4:] == weights[0, 5] / 8).all()
+
+
+def test_patches_beyond_the_last_whole_token_have_no_share():
+    sizes = Sizes(Vit3dSizes((8, 48, 80), (4, 16, 16), 64, 96, 1, 1))
+    decoder = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "intermediate_size": 16, "vocab_size": 20}  # fmt: skip
+    model = M3DLaMed(sizes, new_decoder(decoder))
+    assert model.projector(torch.rand(1, 2 * 3 * 5, 64)).shape == (1, 2, 16)
+    cells = model.spread(np.array([8.0, 16.0])).reshape(2, 3, 5)
+    assert cells[1].tolist() == [[1, 1, 2, 2, 0], [1, 1, 2, 2, 0], [0, 0, 0, 0, 0]]
 
 
 def test_pooling_averages_neighbours_along_the_arrays_own_axes():

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
-from MedVLMReaderLib.models.med3dvlm import IMAGE, NAMES, REPORT, Med3DVLM, Mixer, Sizes, spliced
+from MedVLMReaderLib.models.med3dvlm import NAMES, REPORT, Med3DVLM, Mixer, Sizes
+from MedVLMReaderLib.models.one_block import IMAGE, spliced, written
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as load_reader
 from MedVLMReaderLib.reading import Reading
@@ -137,10 +138,10 @@ def test_a_tokenizer_in_the_authors_own_layout_reads_the_same(tmp_path, model):
 
 
 def test_a_question_is_written_as_in_training(model):
-    assert model._written([Message("user", REPORT)]) == REPORT
-    assert model._written([Message("user", "Where?")]) == " Where?"
+    assert written([Message("user", REPORT)], REPORT, model.tokenizer.eos_token) == REPORT
+    assert written([Message("user", "Where?")], REPORT, model.tokenizer.eos_token) == " Where?"
     chat = [Message("user", "Where?"), Message("assistant", "Left."), Message("user", "How large?")]
-    assert model._written(chat) == " Where? Left.<|im_end|> How large?"
+    assert written(chat, REPORT, model.tokenizer.eos_token) == " Where? Left.<|im_end|> How large?"
     assert model.report_request() == REPORT
 
 
@@ -302,7 +303,7 @@ def retensored(name: str, tensor: torch.Tensor | None) -> Callable[[Path], None]
         (changed(low_output_size=None), r"lacks low_output_size"),
         (changed(high_output_size=[3]), r"makes no model: mixers of"),
         (changed(input_size=[100, 192, 64]), r"makes no model: a block of"),
-        (changed(hidden_size=10**9), r"not a size that any model has"),
+        (changed(hidden_size=10**9), r"not a size that any model has|needs .* GB .* and the memory of"),
         (changed(quantization_config={"load": "code"}), r"the field 'quantization_config', which is not allowed"),
         (retensored("model.extra.weight", torch.zeros(3)), r"beyond what the model needs, the tensor 'decoder"),
         (retensored("lm_head.weight", None), r"lacks the tensor 'decoder.lm_head.weight'"),
