@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"medvlmreader {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_models, _read, _ask, _heatmap, _preview, _check, _phantom, _train, _evaluate):
+    for add in (_models, _read, _ask, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _evaluate):
         add(commands)
     return whole
 
@@ -151,6 +151,31 @@ def _preview(commands: Commands) -> None:
     command.add_argument("--out", type=Path, metavar="FILE", help="picture, .png (default: readings/KEY/preview.png)")
 
 
+def _search(commands: Commands) -> None:
+    command = _add(
+        commands, "search", "retrieval:search", "rank the studies of a folder by a text",
+        "Every scan under the folder is turned into a vector once; vectors are kept, so that the next search is\n"
+        "quick. Files that are no scan are named and left out.",
+        'search "pleural effusion on the left" studies',
+        'search "renal calculus" studies --model m3d-clip --top 5 --json',
+    )  # fmt: skip
+    command.add_argument("text", metavar="TEXT", help="what to look for")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="looked through with all folders in it")
+    _pair(command)
+    command.add_argument("--top", type=_count, default=10, metavar="N", help="how many to print (default: 10)")
+
+
+def _classify(commands: Commands) -> None:
+    command = _add(
+        commands, "classify", "retrieval:classify", "score findings of a study without training for them",
+        "The score orders findings; it is no probability of disease. What it is stands above the list.",
+        'classify chest.nii.gz --labels "nodule, pleural effusion, fracture"',
+    )  # fmt: skip
+    _study(command)
+    command.add_argument("--labels", required=True, metavar="LIST", help="findings, separated by commas")
+    _pair(command)
+
+
 def _check(commands: Commands) -> None:
     command = _add(
         commands, "check", "check:check", "read the shipped sample and compare with the shipped result",
@@ -215,6 +240,13 @@ def _study(command: argparse.ArgumentParser) -> None:
 
 def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="built-in", help="a name of `models`, or a folder (default: built-in)")
+
+
+def _pair(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="med3dvlm-siglip", help="m3d-clip, med3dvlm-siglip or a folder (default: med3dvlm-siglip)"
+    )
+    command.add_argument("--cache", type=Path, metavar="DIR", help="where vectors are kept (default: the user's cache)")
 
 
 def _answering(command: argparse.ArgumentParser) -> None:

@@ -20,7 +20,9 @@ from Testing.tiny_model import TINY_TEXT
 from Testing.tiny_scan import write_tiny_scan
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("models", "read", "ask", "heatmap", "preview", "check", "phantom", "train", "evaluate")
+COMMANDS = (
+    "models", "read", "ask", "heatmap", "preview", "search", "classify", "check", "phantom", "train", "evaluate",
+)  # fmt: skip
 SENTENCES = ("The right lung is clear.", "A stone of 7 mm lies in one kidney.", "Renal calculus.")
 
 

@@ -37,7 +37,9 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* weights attention preparation reading resources"
+LEARNED = (
+    "models models.* memory shards quantise weights attention preparation block reading resources hub choice copies"
+)
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -60,18 +62,35 @@ RULES = {
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
     "preparation": Rule("geometry volume", "numpy"),
+    "block": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
+    "memory": Rule(),
+    "manifest": Rule(),
+    "download": Rule("manifest", inside="huggingface_hub"),
+    "hub": Rule("manifest download models resources", inside="huggingface_hub transformers", ours_inside="shards"),
+    "shards": Rule("", "torch safetensors"),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
+    "models.vit3d": Rule("geometry", "torch"),
+    "models.dcformer": Rule("", "torch"),
+    "models.sentencepiece": Rule("", "torch transformers tokenizers"),
     "models.*": Rule(
-        "geometry volume study preparation weights models models.layers models.domain",
+        "geometry volume study preparation block memory shards quantise weights models models.layers models.domain "
+        "models.vit3d models.sentencepiece models.dcformer models.one_block",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
-    "weights": Rule("geometry models", "numpy torch transformers safetensors", "huggingface_hub"),
+    "quantise": Rule("", "torch", "bitsandbytes"),
+    "weights": Rule("memory models shards quantise", "torch transformers"),
+    "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
+    "choice": Rule("memory models quantise study weights", "torch"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
+    ),
+    "retrieval": Rule(
+        "block choice dicom dicom_slices files geometry hub models reading volume weights", "numpy torch",
+        ours_inside="models.*",
     ),
     "training": Rule(),
     "training.*": Rule(

@@ -19,7 +19,26 @@ class Card:
     modalities: tuple[str, ...]
     parameters: int
     summary: str
+    revision: str = ""
+    """The commit that is fetched; empty: the newest."""
 
+    seeing_bytes: int = 0
+    """Memory that the encoder's activations take."""
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with the reader."""
+        return self.source.startswith("models/")
+
+
+SYSTEMS = {
+    "vlm_qwen": "med3dvlm", "dec_clip": "siglip",
+    "lamed_phi3": "m3d_lamed", "lamed_llama": "m3d_lamed", "m3d_clip": "m3d_clip",
+}  # fmt: skip
+"""`model_type` of a published config.json -> the file in models/ that computes it; any other is huggingface's."""
+
+PAIRS = "siglip", "m3d_clip"
+"""Systems that write nothing: they find the scan to a text and score statements about one."""
 
 CARDS: dict[str, Card] = {
     card.name: card

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.models.layers import Perceiver
 from MedVLMReaderLib.models.ms_vlm import (
     MADE_STUDIES_ONLY,
     MSVLM,
@@ -29,7 +25,6 @@ from MedVLMReaderLib.models.ms_vlm import (
     Template,
     ZFormer,
     kept_patches,
-    load,
 )
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.reader import Options, Reader
@@ -39,46 +34,11 @@ from MedVLMReaderLib.training.language import END, READER, USER, made_tokenizer
 from MedVLMReaderLib.volume import Volume
 from MedVLMReaderLib.weights import new_decoder, renamed
 from Testing.made_scans import oblique_grid
+from Testing.model_folders import load
+from Testing.parity import compared
+from Testing.parity_ms_vlm import KINDS
+from Testing.published import PARITY, listed, needs_parity, shapes
 from Testing.tiny_model import TINY_RECIPE, TINY_SIZES
-
-PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
-needs_parity = pytest.mark.skipif(
-    not PARITY.is_dir(), reason="the published numbers (shared/parity, beside the repository) are not there"
-)
-
-
-def published(network: nn.Module, begin: str = "") -> Any:
-    """The network with the fixtures' weights, made from each tensor's published name: ours without `begin`."""
-    state = network.state_dict()
-    for name, tensor in state.items():
-        if tensor.is_floating_point():
-            state[name] = torch.from_numpy(_weights(name.removeprefix(begin), tuple(tensor.shape)))
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
-
-
-def _weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """As shared/parity/README.md says."""
-    n = np.random.RandomState(zlib.crc32(name.encode()) & 0xFFFFFFFF).standard_normal(shape).astype(np.float32)
-    if name.endswith("weight") and len(shape) == 1:
-        return 1 + np.float32(0.1) * n
-    if len(shape) >= 2:
-        return (n / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-    return np.float32(0.02) * n
-
-
-def settings(fixture: str) -> dict[str, Any]:
-    return dict(json.loads((PARITY / "configs.json").read_text())[fixture]["args"])
-
-
-def listed(module: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a published module."""
-    content = json.loads((PARITY / "keys" / f"{module}.json").read_text())
-    return {entry["name"]: tuple(entry["shape"]) for entry in content["state_dict"]}
-
-
-def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def small_zformer() -> ZFormer:
@@ -90,35 +50,11 @@ def small_zformer() -> ZFormer:
 
 
 @needs_parity
-def test_a_slice_is_attended_to_as_published():
-    sizes, given = settings("msvlm_vit_tiny_96_attn"), load_file(PARITY / "msvlm_vit_tiny_96_attn.safetensors")
-    encoder = published(
-        SliceEncoder(
-            Sizes(
-                patch=sizes["patch_size"], table=sizes["table_size"], slice_width=sizes["embed_dim"],
-                slice_depth=sizes["depth"], slice_heads=sizes["num_heads"],
-            )
-        )
-    )  # fmt: skip
-    torch.testing.assert_close(encoder.class_attention(given["x"]), given["attn_last_cls"], atol=1e-4, rtol=1e-4)
-
-
-@needs_parity
-def test_a_sequence_of_slices_is_read_as_published():
-    given = load_file(PARITY / "msvlm_zformer_tiny_L32.safetensors")
-    zformer = published(ZFormer(settings("msvlm_zformer_tiny_L32")), "bigbird.")
-    torch.testing.assert_close(zformer(given["inputs_embeds"]), given["out"], atol=1e-4, rtol=1e-4)
-
-
-@needs_parity
-def test_the_perceiver_gathers_as_published():
-    sizes, given = settings("msvlm_perceiver_tiny"), load_file(PARITY / "msvlm_perceiver_tiny.safetensors")
-    perceiver = published(
-        Perceiver(
-            sizes["dim"], sizes["depth"], sizes["num_latents"], sizes["heads"], sizes["dim_head"], sizes["ff_mult"]
-        )
-    )
-    torch.testing.assert_close(perceiver(given["x"]), given["out"], atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("fixture", ["msvlm_vit_tiny_96_attn", "msvlm_zformer_tiny_L32", "msvlm_perceiver_tiny"])
+def test_it_computes_what_was_published(fixture):
+    entry = json.loads((PARITY / "configs.json").read_text())[fixture]
+    result = compared(PARITY, fixture, entry, KINDS)
+    assert result.right, result
 
 
 @needs_parity
