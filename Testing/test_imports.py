@@ -89,7 +89,8 @@ RULES = {
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),
     "retrieval": Rule(
-        "block choice dicom dicom_slices files geometry hub models reading volume weights", "numpy torch",
+        "block choice dicom dicom_slices files geometry hub models reading volume weights",
+        "numpy torch",
         ours_inside="models.*",
     ),
     "training": Rule(),
