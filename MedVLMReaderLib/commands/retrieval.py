@@ -31,6 +31,7 @@ def search(arguments: Namespace) -> None:
         say_json(_plain(pair, arguments, shown, ranking))
         return
     say(f"Likeness from -1 to 1, by {pair.name}, revision {pair.revision}. It orders studies and proves nothing.")
+    _tell_notes(pair.notes)
     for rank, hit in enumerate(shown, 1):
         say(f"{rank:>4}  {hit.likeness:+.3f}  {_named(hit.study, arguments.folder)}")
     if len(ranking.hits) > len(shown):
@@ -49,7 +50,7 @@ def _plain(pair: Pair, arguments: Namespace, shown: Sequence[Hit], ranking: Rank
     skipped = [{"path": one.path, "why": one.why} for one in ranking.skipped]
     return {
         "text": arguments.text, "model": pair.name, "revision": pair.revision, "studies": found, "skipped": skipped,
-        "ranked": len(ranking.hits), "encoded": ranking.encoded, "trouble": ranking.trouble,
+        "notes": pair.notes, "ranked": len(ranking.hits), "encoded": ranking.encoded, "trouble": ranking.trouble,
     }  # fmt: skip
 
 
@@ -69,19 +70,27 @@ def classify(arguments: Namespace) -> None:
     """Score findings of a study."""
     volume = scan(arguments.study, arguments.series)
     pair = _loaded(arguments.model)
-    from MedVLMReaderLib import retrieval
+    from MedVLMReaderLib import block, retrieval
 
     embeddings = retrieval.Embeddings(arguments.cache or retrieval.cache_folder())
     found = retrieval.classify(pair, volume, arguments.labels.split(","), embeddings)
+    notes = tuple(dict.fromkeys((*pair.notes, *volume.notes, *block.notes(volume, pair.recipe))))
     if arguments.json:
         scores = [{"finding": one.finding, "score": one.score} for one in found]
-        say_json({"model": pair.name, "revision": pair.revision, "score": pair.score_is, "findings": scores})
+        told = {"score": pair.score_is, "findings": scores, "notes": notes}
+        say_json({"model": pair.name, "revision": pair.revision, **told})
         return
     say(f"By {pair.name}, revision {pair.revision}. Score: {pair.score_is}.")
+    _tell_notes(notes)
     for one in sorted(found, key=lambda one: -one.score):
         say(f"{one.score:>8.3f}  {one.finding}")
     if embeddings.trouble:
         warn(f"medvlmreader: {embeddings.trouble}")
+
+
+def _tell_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"Note: {note}")
 
 
 def _loaded(model: str) -> Pair:
