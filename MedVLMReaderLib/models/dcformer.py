@@ -208,23 +208,22 @@ def _framed(x: Tensor) -> Tensor:
 def _crossed(x: Tensor, weights: list[Tensor], bias: Tensor) -> Tensor:
     """Convolutions of 3 along rows, columns and depth of a framed grid, summed; framed again.
 
-    Each neighbour of all cells of a slice is the same slice, some cells further on: a matrix product, no copy. The
-    seven products of a slice stay in the processor's cache, and a cell itself counts once for all three convolutions.
+    One neighbour of all cells is the same array, some cells further on: a matrix product each, and no copies. The cell
+    itself counts once for all three convolutions.
     """
-    batch, depth, rows, columns, _ = x.shape
-    out = x.new_zeros(batch, depth, rows, columns, len(bias))
-    steps = (columns, 1, rows * columns)
-    taps = [(sign * step, w[:, :, 1 + sign].T) for w, step in zip(weights, steps, strict=True) for sign in (-1, 1)]
-    centre = torch.stack([weight[:, :, 1] for weight in weights]).sum(0).T
+    _, _, rows, columns, _ = x.shape
+    out = x.new_empty(*x.shape[:-1], len(bias))
+    steps = columns, 1, rows * columns
     given, found = x.flatten(0, 3), out.flatten(0, 3)
-    for k in range(1, batch * depth - 1):
-        if k % depth in (0, depth - 1):
-            continue  # frame
-        start, stop = k * rows * columns + columns + 1, (k + 1) * rows * columns - columns - 1
-        cells = torch.addmm(bias, given[start:stop], centre, out=found[start:stop])
-        for step, weight in taps:
-            cells.addmm_(given[start + step : stop + step], weight)
-    out[:, :, :, 0] = out[:, :, :, -1] = 0  # the frame's columns were run over
+    start, stop = sum(steps), len(given) - sum(steps)  # from the first cell within the frame to the last
+    centre = torch.stack([weight[:, :, 1] for weight in weights]).sum(0)
+    cells = torch.addmm(bias, given[start:stop], centre.T, out=found[start:stop])
+    for weight, step in zip(weights, steps, strict=True):
+        cells.addmm_(given[start - step : stop - step], weight[:, :, 0].T)
+        cells.addmm_(given[start + step : stop + step], weight[:, :, 2].T)
+    for axis in (1, 2, 3):  # the frame within was run over
+        out.select(axis, 0).zero_()
+        out.select(axis, -1).zero_()
     return out
 
 
@@ -246,10 +245,9 @@ def _each_channel(x: Tensor, weights: list[Tensor], bias: Tensor) -> Tensor:
 def _halved(x: Tensor) -> Tensor:
     """The largest of each 3 x 3 x 3 cells, two cells apart: axis by axis."""
     for axis in (1, 2, 3):
-        x = x.movedim(axis, 0)
-        even, odd = x[::2], x[1::2]
-        out = even.clone()
-        torch.maximum(out[: len(odd)], odd, out=out[: len(odd)])
-        torch.maximum(out[1:], odd[: len(even) - 1], out=out[1:])
-        x = out.movedim(0, axis)
+        even, odd = (x.movedim(axis, 0)[first::2] for first in (0, 1))
+        x = even.movedim(0, axis).clone(memory_format=torch.contiguous_format)
+        largest = x.movedim(axis, 0)
+        torch.maximum(largest[: len(odd)], odd, out=largest[: len(odd)])
+        torch.maximum(largest[1:], odd[: len(even) - 1], out=largest[1:])
     return x
