@@ -28,10 +28,14 @@ def child(folder: Path, precision: Any) -> dict[str, int]:
 
     from MedVLMReaderLib.quantise import bitsandbytes
     from MedVLMReaderLib.weights import Shards, filled_decoder, written_config
+    from Testing.random_decoder import TINY, random_shards
 
     if precision in ("int8", "nf4"):
         bitsandbytes()
-    torch.zeros(64, 64, dtype=torch.bfloat16) @ torch.zeros(64, 64, dtype=torch.bfloat16)  # what a first use brings
+    tiny = filled_decoder(TINY, random_shards(TINY), precision)
+    with torch.no_grad():
+        tiny(torch.arange(8)[None], use_cache=True)  # what a first use brings
+    del tiny
     children.forget_peak()
     before = children.resident()
     model = filled_decoder(written_config(folder), Shards.open(folder), precision)
