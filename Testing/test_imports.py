@@ -92,6 +92,7 @@ RULES = {
         "block choice dicom dicom_slices files geometry hub models reading volume weights", "numpy torch",
         ours_inside="models.*",
     ),
+    "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} training training.* evaluation evaluation.*",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedVLMReaderLib.commands.terminal import loaded_packages, say, say_json, scan, step, warn
+from MedVLMReaderLib.commands.terminal import arriving, loaded_packages, say, say_json, scan, step, warn
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.retrieval import Hit, Pair, Ranking, Skipped, Study
@@ -20,7 +20,7 @@ def search(arguments: Namespace) -> None:
     """Rank the studies of a folder."""
     from tqdm import tqdm
 
-    pair = _loaded(arguments.model)
+    pair = _loaded(arguments)
     from MedVLMReaderLib import retrieval
 
     embeddings = retrieval.Embeddings(arguments.cache or retrieval.cache_folder())
@@ -69,7 +69,7 @@ def _tell_skipped(skipped: Sequence[Skipped], folder: Path) -> None:
 def classify(arguments: Namespace) -> None:
     """Score findings of a study."""
     volume = scan(arguments.study, arguments.series)
-    pair = _loaded(arguments.model)
+    pair = _loaded(arguments)
     from MedVLMReaderLib import block, retrieval
 
     embeddings = retrieval.Embeddings(arguments.cache or retrieval.cache_folder())
@@ -93,9 +93,10 @@ def _tell_notes(notes: Sequence[str]) -> None:
         say(f"Note: {note}")
 
 
-def _loaded(model: str) -> Pair:
-    step(f"Loading the model '{model}' ...")
+def _loaded(how: Namespace) -> Pair:
+    step(f"Loading the model '{how.model}' ...")
     loaded_packages()
     from MedVLMReaderLib.retrieval import load
 
-    return load(model)
+    with arriving() as progress:
+        return load(how.model, device=how.device, revision=how.revision, offline=how.offline, progress=progress)
