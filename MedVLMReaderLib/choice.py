@@ -12,14 +12,11 @@ from typing import Any, Literal
 import torch
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.memory import PRECISIONS, DecoderShape, Precision, free_memory, gigabytes, needed
+from MedVLMReaderLib.memory import CONTEXT, PRECISIONS, SMALL, DecoderShape, Precision, free_memory, gigabytes, needed
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.quantise import stored_precision
 from MedVLMReaderLib.study import Model
 from MedVLMReaderLib.weights import Checkpoint, Shards, written_config
-
-SMALL = 10**9
-"""Up to so many parameters the decoder is kept in 32 bits on a CPU: it costs little, and nothing is lost."""
 
 
 def chosen_device(wanted: str | None) -> str:
@@ -88,13 +85,24 @@ def loaded(
     raise AssertionError("no precision")
 
 
+def precisions_of(checkpoint: Checkpoint, wanted: str = "auto") -> tuple[Precision, ...]:
+    """Precisions in which a model fits this machine, fullest first; down to `wanted`, where that is named."""
+    fitting = _order(checkpoint, "auto", Shards.open(checkpoint.folder), full=True)
+    if wanted == "auto":
+        return fitting
+    check_possible(wanted, checkpoint.device)
+    return tuple(dict.fromkeys((fitting[0], *(one for one in fitting if one == wanted))))
+
+
 def _free(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
 
 
-def _order(checkpoint: Checkpoint, wanted: Precision | Literal["auto"], shards: Shards) -> tuple[Precision, ...]:
-    """What is tried, in order. ReaderError where nothing fits."""
+def _order(
+    checkpoint: Checkpoint, wanted: Precision | Literal["auto"], shards: Shards, *, full: bool = False
+) -> tuple[Precision, ...]:
+    """What is tried, in order; `full`: 32 bits, too, where they are rarely worth it. ReaderError where nothing fits."""
     stored = stored_precision(shards.shapes)
     if stored:
         if wanted not in ("auto", stored):
@@ -107,7 +115,7 @@ def _order(checkpoint: Checkpoint, wanted: Precision | Literal["auto"], shards: 
         return (wanted,)
     can = possible(checkpoint.device)
     sizes = _bytes(checkpoint, can, shards.shapes)
-    if can[0] == "fp32" and sum(prod(shape) for shape in shards.shapes.values()) > SMALL:
+    if can[0] == "fp32" and not full and sum(prod(shape) for shape in shards.shapes.values()) > SMALL:
         can = can[1:]
     free = free_memory(checkpoint.device)
     fitting = tuple(one for one in can if sizes[one] <= free)
@@ -128,8 +136,11 @@ def _bytes(
     total = sum(prod(shape) for shape in shapes.values())
     encoder = max(0, total - decoder.parameters)
     card = CARDS.get(checkpoint.name)
-    seeing = card.seeing_bytes if card else 0
-    return {one: needed(decoder, one, encoder, device=checkpoint.device, seeing=seeing).total for one in precisions}
+    context, seeing = (card.context, card.seeing_bytes) if card else (CONTEXT, 0)
+    return {
+        one: needed(decoder, one, encoder, context=context, device=checkpoint.device, seeing=seeing).total
+        for one in precisions
+    }
 
 
 def decoder_part(config: dict[str, Any]) -> dict[str, Any]:

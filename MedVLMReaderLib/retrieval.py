@@ -43,6 +43,8 @@ class Pair(Protocol):
     recipe: BlockRecipe
     score_is: str
     """What `scores` gives, in words for the user."""
+    notes: tuple[str, ...]
+    """What the user must know of the model's files."""
 
     def of_volume(self, volume: Volume, view: View | None = None) -> Tensor:
         """(width,) unit vector of a scan."""

@@ -93,6 +93,7 @@ RULES = {
         "numpy torch",
         ours_inside="models.*",
     ),
+    "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} training training.* evaluation evaluation.*",

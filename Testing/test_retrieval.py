@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cli import main
@@ -26,6 +28,7 @@ from MedVLMReaderLib.retrieval import (
     search,
     studies,
 )
+from MedVLMReaderLib.weights import Shards
 from Testing.made_scans import write_series
 from Testing.tiny_m3d import write_tiny_m3d, write_tiny_m3d_clip
 from Testing.tiny_med3dvlm import write_tiny_pair
@@ -254,7 +257,8 @@ def test_classify_prints_scores_and_what_they_are(pair_folder, tmp_path, capsys)
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "Score: s" in out
-    scores = [float(line.split()[0]) for line in out.splitlines()[1:]]
+    assert "Note: The model read the scan as" in out
+    scores = [float(line.split()[0]) for line in out.splitlines()[1:] if not line.startswith("Note")]
     assert scores == sorted(scores, reverse=True)
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -268,6 +272,16 @@ def test_a_model_that_writes_cannot_search(archive, tmp_path, capsys):
     assert "'lamed' writes, it cannot search" in capsys.readouterr().err
     assert main(["search", "stone", str(archive), "--model", "nothing"]) == 1
     assert "No model 'nothing'" in capsys.readouterr().err
+
+
+def test_weights_from_a_pickle_are_told(pair_folder, archive, tmp_path, capsys):
+    folder = tmp_path / "pickled"
+    shutil.copytree(pair_folder, folder)
+    torch.save(dict(Shards.open(folder)), folder / "pytorch_model.bin")
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    assert main(["search", "stone", str(archive), "--model", str(folder), "--cache", str(tmp_path / "kept")]) == 0
+    assert "come as a Python pickle" in capsys.readouterr().out
 
 
 def test_a_pair_cannot_write(pair_folder, tmp_path, capsys):

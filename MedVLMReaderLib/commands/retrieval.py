@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from MedVLMReaderLib.commands.terminal import loaded_packages, say, say_json, scan, step, warn
+from MedVLMReaderLib.commands.terminal import arriving, loaded_packages, say, say_json, scan, step, warn
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.retrieval import Hit, Pair, Ranking, Skipped, Study
@@ -20,7 +20,7 @@ def search(arguments: Namespace) -> None:
     """Rank the studies of a folder."""
     from tqdm import tqdm
 
-    pair = _loaded(arguments.model)
+    pair = _loaded(arguments)
     from MedVLMReaderLib import retrieval
 
     embeddings = retrieval.Embeddings(arguments.cache or retrieval.cache_folder())
@@ -31,6 +31,7 @@ def search(arguments: Namespace) -> None:
         say_json(_plain(pair, arguments, shown, ranking))
         return
     say(f"Likeness from -1 to 1, by {pair.name}, revision {pair.revision}. It orders studies and proves nothing.")
+    _tell_notes(pair.notes)
     for rank, hit in enumerate(shown, 1):
         say(f"{rank:>4}  {hit.likeness:+.3f}  {_named(hit.study, arguments.folder)}")
     if len(ranking.hits) > len(shown):
@@ -49,7 +50,7 @@ def _plain(pair: Pair, arguments: Namespace, shown: Sequence[Hit], ranking: Rank
     skipped = [{"path": one.path, "why": one.why} for one in ranking.skipped]
     return {
         "text": arguments.text, "model": pair.name, "revision": pair.revision, "studies": found, "skipped": skipped,
-        "ranked": len(ranking.hits), "encoded": ranking.encoded, "trouble": ranking.trouble,
+        "notes": pair.notes, "ranked": len(ranking.hits), "encoded": ranking.encoded, "trouble": ranking.trouble,
     }  # fmt: skip
 
 
@@ -68,25 +69,34 @@ def _tell_skipped(skipped: Sequence[Skipped], folder: Path) -> None:
 def classify(arguments: Namespace) -> None:
     """Score findings of a study."""
     volume = scan(arguments.study, arguments.series)
-    pair = _loaded(arguments.model)
-    from MedVLMReaderLib import retrieval
+    pair = _loaded(arguments)
+    from MedVLMReaderLib import block, retrieval
 
     embeddings = retrieval.Embeddings(arguments.cache or retrieval.cache_folder())
     found = retrieval.classify(pair, volume, arguments.labels.split(","), embeddings)
+    notes = tuple(dict.fromkeys((*pair.notes, *volume.notes, *block.notes(volume, pair.recipe))))
     if arguments.json:
         scores = [{"finding": one.finding, "score": one.score} for one in found]
-        say_json({"model": pair.name, "revision": pair.revision, "score": pair.score_is, "findings": scores})
+        told = {"score": pair.score_is, "findings": scores, "notes": notes}
+        say_json({"model": pair.name, "revision": pair.revision, **told})
         return
     say(f"By {pair.name}, revision {pair.revision}. Score: {pair.score_is}.")
+    _tell_notes(notes)
     for one in sorted(found, key=lambda one: -one.score):
         say(f"{one.score:>8.3f}  {one.finding}")
     if embeddings.trouble:
         warn(f"medvlmreader: {embeddings.trouble}")
 
 
-def _loaded(model: str) -> Pair:
-    step(f"Loading the model '{model}' ...")
+def _tell_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"Note: {note}")
+
+
+def _loaded(how: Namespace) -> Pair:
+    step(f"Loading the model '{how.model}' ...")
     loaded_packages()
     from MedVLMReaderLib.retrieval import load
 
-    return load(model)
+    with arriving() as progress:
+        return load(how.model, device=how.device, revision=how.revision, offline=how.offline, progress=progress)

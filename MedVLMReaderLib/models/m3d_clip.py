@@ -58,6 +58,8 @@ class M3DClip(nn.Module):
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "m3d-clip", revision: str = "") -> None:
         super().__init__()
         self.tokenizer, self.name, self.revision = tokenizer, name, revision
+        self.notes: tuple[str, ...] = ()
+        """What the user must know of the files."""
         self.recipe, self.longest = BlockRecipe(sizes.vision.image), sizes.positions
         self.logit_scale = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07)
         self.vision_encoder = Vit3d(sizes.vision)
@@ -129,9 +131,11 @@ def load(checkpoint: Checkpoint) -> M3DClip:
     tensors = Shards.open(folder)
     sizes = _sizes(config, tensors.shapes, folder)
     tokenizer = _tokenizer(sizes, folder)
-    return filled(
+    pair = filled(
         lambda: M3DClip(sizes, tokenizer, checkpoint.name, checkpoint.revision), tensors, device=checkpoint.device
     )
+    pair.notes = (*checkpoint.notes, *tensors.notes)
+    return pair
 
 
 def _sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Sizes:

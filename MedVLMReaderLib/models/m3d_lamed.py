@@ -89,12 +89,7 @@ class M3DLaMed(nn.Module):
     """The reader's model: sees a volume, prompts the decoder."""
 
     def __init__(
-        self,
-        sizes: Sizes,
-        decoder: Any,
-        tokenizer: Any = None,
-        name: str = "m3d-lamed",
-        revision: str = "",
+        self, sizes: Sizes, decoder: Any, tokenizer: Any = None, name: str = "m3d-lamed", revision: str = ""
     ) -> None:
         super().__init__()
         self.sizes, self.tokenizer, self.name, self.revision = sizes, tokenizer, name, revision
@@ -126,11 +121,9 @@ class M3DLaMed(nn.Module):
         share = np.asarray(weights).reshape(*before, *self.sizes.grid) / pooling**3
         for axis in (-3, -2, -1):
             share = np.repeat(share, pooling, axis)
-        out = np.zeros(
-            (*before, *self.sizes.vision.grid), share.dtype
-        )  # at the far ends some patches may be in no token
+        out = np.zeros((*before, *self.sizes.vision.grid), share.dtype)
         k, j, i = share.shape[-3:]
-        out[..., :k, :j, :i] = share
+        out[..., :k, :j, :i] = share  # at the far ends some patches may be in no token
         return out.reshape(*before, -1)
 
     def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:  # noqa: ARG002

@@ -60,6 +60,8 @@ class SiglipPair(nn.Module):
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "siglip", revision: str = "") -> None:
         super().__init__()
         self.tokenizer, self.name, self.revision = tokenizer, name, revision
+        self.notes: tuple[str, ...] = ()
+        """What the user must know of the files."""
         self.recipe, self.longest = BlockRecipe(sizes.shape), sizes.positions
         self.t_prime = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07)
         self.bias = nn.Parameter(torch.tensor(0.0))  # the paper begins at -10
@@ -142,9 +144,11 @@ def load(checkpoint: Checkpoint) -> SiglipPair:
     tensors = Shards.open(folder).renamed(NAMES)
     sizes = _sizes(config, tensors.shapes, folder)
     tokenizer = _tokenizer(sizes, folder)
-    return filled(
+    pair = filled(
         lambda: SiglipPair(sizes, tokenizer, checkpoint.name, checkpoint.revision), tensors, device=checkpoint.device
     )
+    pair.notes = (*checkpoint.notes, *tensors.notes)
+    return pair
 
 
 def _sizes(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Sizes:
