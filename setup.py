@@ -29,8 +29,9 @@ MODELS = [
     "safetensors>=0.6",
     "monai>=1.5",
 ]
-QUANTISED = ["bitsandbytes>=0.49"]
+QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
+TEST += QUANTISED
 
 setup(
     name="medvlmreader",

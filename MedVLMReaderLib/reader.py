@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from transformers.generation.logits_process import LogitsProcessorList, Temperat
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
+from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
 from MedVLMReaderLib.resources import resource
 from MedVLMReaderLib.study import Message, Model, Seen
 from MedVLMReaderLib.volume import View, Volume
+from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,14 @@ class Options:
     """Work out for every sentence where the model looked."""
 
 
-def load(name: str | Path = "built-in") -> Reader:
+def load(
+    name: str | Path = "built-in",
+    *,
+    precision: Precision | Literal["auto"] = "auto",
+    device: str | None = None,
+    revision: str | None = None,  # noqa: ARG001
+    offline: bool = False,  # noqa: ARG001
+) -> Reader:
     """A reader with a model of the table, or one in a folder.
 
     Raises ReaderError where the name is unknown or the model's files are not what they should be.
@@ -49,10 +58,13 @@ def load(name: str | Path = "built-in") -> Reader:
         card = CARDS[str(name)]
         folder, title, system = resource(card.source), card.name, card.system
     elif folder.is_dir():
-        title, system = folder.resolve().name, "ms_vlm"
+        title, system = folder.resolve().name, system_of(folder)
     else:
         raise ReaderError(f"No model '{name}'. Known: {', '.join(sorted(CARDS))}; or give a model's folder.")
-    return Reader(importlib.import_module(f"MedVLMReaderLib.models.{system}").load(folder, title))
+    checkpoint = Checkpoint(
+        folder, title, fingerprint(folder), "fp32" if precision == "auto" else precision, device or "cpu"
+    )
+    return Reader(importlib.import_module(f"MedVLMReaderLib.models.{system}").load(checkpoint))
 
 
 class Reader:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.memory import Precision
+from MedVLMReaderLib.models import SYSTEMS
+from MedVLMReaderLib.shards import SINGLE, damaged, translated, weight_files
+from MedVLMReaderLib.shards import Shards as Shards
 
 DECODERS = {"qwen2": "Qwen2", "llama": "Llama", "opt": "OPT"}
 """Kinds of decoder that a folder may name -> the beginning of transformers' own classes for it."""
@@ -28,11 +32,40 @@ DECODER_FIELDS = frozenset((
 LARGEST, DEEPEST = 1 << 20, 1000
 """No number of a configuration may exceed the first, no count of layers the second."""
 
+WHOLE, SAMPLES, SAMPLE = 1 << 30, 64, 1 << 16
+"""Bytes up to which a file is hashed whole; else so many parts of so many bytes."""
+
 Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files, found and checked, and how they are to be loaded."""
+
+    folder: Path
+    name: str
+    """Shown to the user."""
+    revision: str
+    """The commit of the hub, or a hash of the content."""
+    precision: Precision = "fp32"
+    """Of the decoder alone."""
+    device: str = "cpu"
+    notes: tuple[str, ...] = ()
+    """What the user must know of how it was found and loaded."""
 
 
 def read_config(folder: Path, fields: Iterable[str]) -> dict[str, Any]:
     """config.json of a model's folder; ReaderError where it is missing, broken, or has other fields than `fields`."""
+    config = written_config(folder)
+    only(config, fields, f"'{folder / 'config.json'}'")
+    missing = sorted(set(fields) - set(config))
+    if missing:
+        raise ReaderError(f"'{folder / 'config.json'}' lacks {', '.join(missing)}. Get the model again.")
+    return config
+
+
+def written_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model's folder as it stands there; ReaderError where it is missing or no JSON object."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -42,11 +75,17 @@ def read_config(folder: Path, fields: Iterable[str]) -> dict[str, Any]:
         raise ReaderError(f"'{path}' cannot be read ({error}). Get the model again.") from None
     if not isinstance(config, dict):
         raise ReaderError(f"'{path}' should hold one JSON object. Get the model again.")
-    only(config, fields, f"'{path}'")
-    missing = sorted(set(fields) - set(config))
-    if missing:
-        raise ReaderError(f"'{path}' lacks {', '.join(missing)}. Get the model again.")
     return config
+
+
+def system_of(folder: Path) -> str:
+    """The file in models/ that computes the model of a folder: told by `system`, or by a published `model_type`."""
+    config = written_config(folder)
+    known = {*SYSTEMS.values(), "ms_vlm", "huggingface"}
+    system = config.get("system", SYSTEMS.get(str(config.get("model_type")), "huggingface"))
+    if system not in known:
+        raise ReaderError(f"'{folder}' holds a '{system}'. Known: {', '.join(sorted(known))}.")
+    return str(system)
 
 
 def only(config: Any, allowed: Iterable[str], where: str) -> None:
@@ -76,17 +115,28 @@ def new_decoder(config: Mapping[str, Any]) -> Any:
     return getattr(transformers, f"{DECODERS[kind]}ForCausalLM")(settings)
 
 
-def read_tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors of model.safetensors by name, in 32 bits, and the file's revision: a hash of all of it."""
-    path = folder / "model.safetensors"
+def fingerprint(folder: Path) -> str:
+    """Twelve characters that change with the weights of a folder.
+
+    One file of less than a gigabyte is hashed whole; larger ones, and several, by size, header and evenly spaced parts.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise ReaderError(f"'{folder}' has no {SINGLE}. Get the model again.")
+    digest = hashlib.sha256()
     try:
-        revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise ReaderError(f"'{folder}' has no model.safetensors. Get the model again.") from None
-    except (OSError, SafetensorError) as error:
-        raise ReaderError(f"'{path}' is damaged ({error}). Get the model again.") from None
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, revision
+        for path in files:
+            size = path.stat().st_size
+            if len(files) == 1 and size < WHOLE:
+                return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                for n in range(SAMPLES):
+                    file.seek(n * max(size - SAMPLE, 0) // (SAMPLES - 1))
+                    digest.update(file.read(SAMPLE))
+    except OSError as error:
+        raise damaged(path, error.strerror) from error
+    return digest.hexdigest()[:12]
 
 
 def read_tokenizer(folder: Path, end: str) -> Any:
@@ -103,47 +153,116 @@ def read_tokenizer(folder: Path, end: str) -> Any:
 
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors with the beginnings of their names translated by a table; a name that no entry fits stays."""
-    out = {}
-    for name, tensor in tensors.items():
-        old = next((old for old in names if name.startswith(old)), "")
-        out[names.get(old, "") + name.removeprefix(old)] = tensor
-    return out
+    return {translated(name, names): tensor for name, tensor in tensors.items()}
 
 
-def filled(build: Callable[[], Network], tensors: Mapping[str, Tensor]) -> Network:
-    """The network that `build` makes, with these tensors, ready to read.
+def filled(
+    build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given: str = "", device: str = "cpu"
+) -> Network:
+    """The network that `build` makes, with these tensors, ready to read: 32 bits on a CPU, bfloat16 on CUDA.
 
     Strict: ReaderError names what is missing, left over or of another shape, before any memory is taken. Of tensors
-    that the network ties together, the file has the first.
+    that the network ties together, the file has the first. What lies below `given` in the network is filled already.
     """
-    try:
-        with torch.device("meta"):  # sizes without memory: those of a broken file may be anything
-            _check(build(), tensors)
-        network = build()
-    except ReaderError:
-        raise
-    except Exception as error:  # torch and transformers each raise their own
-        raise ReaderError(f"The sizes in config.json make no network ({error}). Get the model again.") from error
-    network.load_state_dict(dict(tensors), strict=False, assign=True)
+    network = _built(build, tensors, given=given)
+    placed(network, tensors, encoder_dtype(device), device, given=given)
     for part in network.modules():
-        if isinstance(part, transformers.PreTrainedModel):
+        if isinstance(part, transformers.PreTrainedModel) and not given:
             part.tie_weights()
     return network.requires_grad_(False).eval()
 
 
-def _check(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def filled_decoder(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    precision: Precision = "fp32",
+    device: str = "cpu",
+    *,
+    below: str = "",
+) -> Any:
+    """A causal language model with these tensors, in this precision, on this device; as strict as `filled`.
+
+    Layers are quantised one by one while they are read. `below` is where the names stand in the file, for messages.
+    """
+    decoder = _built(lambda: new_decoder(config), tensors, below=below)
+    if precision in ("int8", "nf4"):
+        raise ReaderError(f"Decoders in {precision} are not read yet.")
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    placed(decoder, tensors, dtype, device)
+    decoder.tie_weights()
+    decoder.config.dtype = dtype
+    return decoder.requires_grad_(False).eval()
+
+
+def encoder_dtype(device: str) -> torch.dtype:
+    """What encoders and projectors compute in."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+class Weightless(TorchFunctionMode):
+    """Layers made inside have weights without memory; small tables that the layers compute themselves are real."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+def _built(build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given: str = "", below: str = "") -> Network:
+    """The network without its weights, once it is clear that the tensors are its own."""
+    try:
+        with torch.device("meta"):  # sizes without memory: those of a broken file may be anything
+            _check(build(), tensors, given, below)
+        with Weightless():
+            return build()
+    except ReaderError:
+        raise
+    except Exception as error:  # torch and transformers each raise their own
+        raise ReaderError(f"The sizes in config.json make no network ({error}). Get the model again.") from error
+
+
+def placed(
+    network: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str, *, given: str = ""
+) -> None:
+    """Give the network its tensors, one after the other, and put what it computed itself beside them."""
+    network.load_state_dict({n: read(tensors, n, dtype, device) for n in tensors}, strict=False, assign=True)
+    for name, part in network.named_modules():
+        for own, buffer in part.named_buffers(recurse=False):
+            if not (given and f"{name}.".startswith(given)) and buffer.device.type != "meta":
+                part._buffers[own] = buffer.to(device)
+
+
+def read(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """A tensor on its device; numbers with a fraction in `dtype`, others as they are."""
+    if isinstance(tensors, Shards):
+        stored = tensors.dtypes[name]
+        return tensors.read(name, dtype if stored.is_floating_point else stored).to(device)
+    tensor = tensors[name]
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, without reading what has not been read."""
+    return tensors.shapes if isinstance(tensors, Shards) else {n: tuple(t.shape) for n, t in tensors.items()}
+
+
+def _check(network: nn.Module, tensors: Mapping[str, Tensor], given: str, below: str) -> None:
     """ReaderError where the tensors are not the network's."""
     first = {id(tensor): name for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    wanted = {name: shapes[name] for name in first.values()}
-    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    wanted = {name: shapes[name] for name in first.values() if not (given and name.startswith(given))}
+    found = shapes_of(tensors)
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     for what, names in (("lacks", missing), ("has, beyond what the model needs,", extra)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ReaderError(f"The weights file {what} the tensor '{names[0]}'{more}. It belongs to another model.")
-    for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
             raise ReaderError(
-                f"The tensor '{name}' is {tuple(tensors[name].shape)}, the model needs {shape}. "
+                f"The weights file {what} the tensor '{below}{names[0]}'{more}. It belongs to another model."
+            )
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise ReaderError(
+                f"The tensor '{below}{name}' is {found[name]}, the model needs {shape}. "
                 "The weights and config.json do not belong together."
             )

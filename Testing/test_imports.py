@@ -37,7 +37,7 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* weights attention preparation reading resources"
+LEARNED = "models models.* memory shards weights attention preparation reading resources"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -62,14 +62,16 @@ RULES = {
     "preparation": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
+    "memory": Rule("models"),
+    "shards": Rule("", "torch safetensors"),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
     "models.*": Rule(
-        "geometry volume study preparation weights models models.layers models.domain",
+        "geometry volume study preparation memory shards weights models models.layers models.domain",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
-    "weights": Rule("geometry models", "numpy torch transformers safetensors", "huggingface_hub"),
+    "weights": Rule("memory models shards", "torch transformers", ours_inside="quantise"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),

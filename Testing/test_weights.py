@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.models.ms_vlm import NAMES, load
+from MedVLMReaderLib.models.ms_vlm import NAMES
 from MedVLMReaderLib.weights import renamed
+from Testing.model_folders import load
 
 
 @pytest.fixture

@@ -21,6 +21,12 @@ class Card:
     summary: str
 
 
+SYSTEMS = {
+    "vlm_qwen": "med3dvlm", "dec_clip": "med3dvlm",
+    "lamed_phi3": "m3d_lamed", "lamed_llama": "m3d_lamed", "m3d_clip": "m3d_lamed",
+}  # fmt: skip
+"""`model_type` of a published config.json -> the file in models/ that computes it; any other is huggingface's."""
+
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (

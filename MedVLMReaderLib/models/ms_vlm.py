@@ -27,7 +27,7 @@ from MedVLMReaderLib.models.layers import LocalBlock, Perceiver, SliceBlock, Ste
 from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
 from MedVLMReaderLib.study import OUT_OF_DOMAIN, Message, Prompt, Seen
 from MedVLMReaderLib.volume import PLANES, View, Volume
-from MedVLMReaderLib.weights import filled, new_decoder, only, read_config, read_tensors, read_tokenizer, renamed
+from MedVLMReaderLib.weights import Checkpoint, Shards, filled, filled_decoder, only, read_config, read_tokenizer
 
 NAMES = {
     "visual_encoder.": "slice_encoder.",
@@ -437,25 +437,29 @@ class SeenPlanes(Seen):
 FIELDS = ("format", "system", "sizes", "recipe", "template", "decoder", "reads")
 
 
-def load(folder: Path, name: str) -> MSVLM:
+def load(checkpoint: Checkpoint) -> MSVLM:
     """The model in a folder of config.json, tokenizer.json and model.safetensors; ReaderError where one is off."""
+    folder = checkpoint.folder
     config = read_config(folder, FIELDS)
     if (config["format"], config["system"]) != (1, "ms_vlm"):
         raise ReaderError(
             f"'{folder}' holds a '{config['system']}' of format {config['format']}, not an MS-VLM of format 1."
         )
     sizes, recipe, template = _parts(config, folder)
-    tensors, revision = read_tensors(folder)
+    tensors = Shards.open(folder).renamed(NAMES)
     tokenizer = read_tokenizer(folder, template.end)
-    model = filled(
-        lambda: MSVLM(sizes, recipe, template, new_decoder(config["decoder"]), tokenizer, name, revision),
-        renamed(tensors, NAMES),
+    decoder = filled_decoder(
+        config["decoder"], tensors.below("decoder."), checkpoint.precision, checkpoint.device, below="decoder."
     )
-    if len(tokenizer) > model.decoder.config.vocab_size:
+    if len(tokenizer) > decoder.config.vocab_size:
         raise ReaderError(
-            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {model.decoder.config.vocab_size}. "
+            f"The tokenizer of '{folder}' has {len(tokenizer)} tokens, the model {decoder.config.vocab_size}. "
             "tokenizer.json and config.json do not belong together."
         )
+    model = filled(
+        lambda: MSVLM(sizes, recipe, template, decoder, tokenizer, checkpoint.name, checkpoint.revision),
+        tensors.beside("decoder."), given="decoder.", device=checkpoint.device,
+    )  # fmt: skip
     model.note = MADE_STUDIES_ONLY if config["reads"] == "made studies" else ""
     return model
 

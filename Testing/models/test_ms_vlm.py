@@ -29,7 +29,6 @@ from MedVLMReaderLib.models.ms_vlm import (
     Template,
     ZFormer,
     kept_patches,
-    load,
 )
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.reader import Options, Reader
@@ -39,6 +38,7 @@ from MedVLMReaderLib.training.language import END, READER, USER, made_tokenizer
 from MedVLMReaderLib.volume import Volume
 from MedVLMReaderLib.weights import new_decoder, renamed
 from Testing.made_scans import oblique_grid
+from Testing.model_folders import load
 from Testing.tiny_model import TINY_RECIPE, TINY_SIZES
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "parity"
