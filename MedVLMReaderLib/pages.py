@@ -123,7 +123,9 @@ def _notes(volume: Volume, recipe: PageRecipe, share: int) -> list[str]:
         )
     if volume.modality == "CT":
         colours = ("red", "green", "blue")
-        windows = ", ".join(f"{c} {low:g} to {high:g}" for c, (low, high) in zip(colours, recipe.windows_ct, strict=True))
+        windows = ", ".join(
+            f"{c} {low:g} to {high:g}" for c, (low, high) in zip(colours, recipe.windows_ct, strict=True)
+        )
         said.append(f"CT was shown as colours, HU: {windows}.")
     elif volume.modality == "":
         said.append("The file does not say whether this is CT or MR; its grey levels were scaled like MR.")

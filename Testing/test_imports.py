@@ -37,7 +37,7 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* memory shards weights attention preparation reading resources"
+LEARNED = "models models.* memory shards weights attention preparation pages reading resources"
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -60,14 +60,18 @@ RULES = {
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
     "preparation": Rule("geometry volume", "numpy"),
+    "pages": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
     "memory": Rule("models"),
     "shards": Rule("", "torch safetensors"),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
+    "models.families": Rule("geometry", "numpy torch transformers"),
+    "models.published": Rule("models.families weights", "transformers"),
     "models.*": Rule(
-        "geometry volume study preparation memory shards weights models models.layers models.domain",
+        "geometry volume study preparation pages memory shards weights models models.layers models.domain "
+        "models.families models.published",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),

@@ -1,14 +1,15 @@
 """Families of vision-language models that transformers ships: what differs from one to the next.
 
-Each takes a network apart in the same places: pixels to the features that enter the projector, one row for each cell
-of the picture that becomes a token; features to tokens; and what else the decoder must be told.
+A network of each is taken apart in the same places: pixels to the features that enter the projector, one row for each
+cell of the picture that becomes a token; features to tokens; and what else the decoder must be told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +18,20 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from MedVLMReaderLib.geometry import Array, Grid
 
 
-class Family(Protocol):
-    """What a family of models must tell."""
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A chat as numbers, and the pictures in it."""
 
-    architecture: ClassVar[str]
-    """transformers' own class of the whole."""
-    processor: ClassVar[str]
-    """transformers' own class that turns a picture into numbers, the one that works without torchvision."""
-    plain: ClassVar[dict[str, Any]]
-    """Settings of that class for one crop a picture, so that a token is one place in it."""
-    square: ClassVar[bool]
-    """Whether whatever comes is stretched to a square."""
-    ordered: ClassVar[bool]
-    """Whether the published chat template keeps pictures and texts in the order in which they are given."""
-    placeholder: ClassVar[str]
-    """What stands for a picture in a written chat."""
-    token: ClassVar[str]
-    """What stands for each of its tokens afterwards."""
-    specials: ClassVar[tuple[str, ...]]
-    """What else is written around them; the tokenizer must know these."""
-    length_names: ClassVar[tuple[str, ...]]
-    """Under what names processor_config.json says how many tokens a picture makes."""
-    encoder: ClassVar[tuple[str, ...]]
-    """Parts of the network that are never quantised."""
-    language: ClassVar[str]
-    """The part of the network that reads words."""
-    body: ClassVar[str]
-    """The part that is called to read embeddings; empty: all of it."""
+    ids: Tensor
+    """(1, length) tokens."""
+    sizes: tuple[tuple[int, int], ...]
+    """(rows, columns) in cells of each picture."""
+    deeper: Tensor | None = None
+    """(layers, visual tokens, width) for the decoder's first layers, where the network has such."""
+
+
+class Parts(Protocol):
+    """A network taken apart."""
 
     def __init__(self, network: Any) -> None: ...
 
@@ -51,67 +39,46 @@ class Family(Protocol):
         """(rows, columns) of a processed picture in pixels, and the pixels along a side of a token's cell."""
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        """(cells, width) of one processed picture, as they enter the projector; rows of cells from the top."""
+        """(cells, width) of one processed picture, as they enter the projector; cells row by row from the top."""
 
     def project(self, features: Tensor) -> Tensor:
         """(cells, decoder width) tokens. Where deeper layers are fed too, theirs follow along the width."""
 
-    def written(self, count: int) -> str:
-        """What takes the placeholder's place for a picture of `count` tokens."""
+    def extras(self, chat: Placed) -> dict[str, Tensor]:
+        """What the decoder must be told beside the embeddings; see `Prompt.extras`."""
 
-    def extras(self, ids: Tensor, sizes: Sequence[tuple[int, int]], deeper: Tensor) -> dict[str, Tensor]:
-        """What the decoder must be told beside the embeddings of `ids` (1, length); see `Prompt.extras`.
 
-        `sizes`: (rows, columns) in cells of each picture; `deeper`: (layers, tokens, width) for deeper layers.
-        """
+# ---- Networks -------------------------------------------------------------------------------------------------------
 
 
 class Gemma3:
-    """Gemma 3 and MedGemma: SigLIP, 4 x 4 patches averaged to a token; pictures are read in both directions."""
-
-    architecture, processor = "Gemma3ForConditionalGeneration", "Gemma3ImageProcessorPil"
-    plain: ClassVar[dict[str, Any]] = {"do_pan_and_scan": False}
-    square = ordered = True
-    placeholder, token = "<start_of_image>", "<image_soft_token>"
-    specials = ("<start_of_image>", "<end_of_image>")
-    length_names = ("image_seq_length", "mm_tokens_per_image")
-    encoder, language, body = ("vision_tower", "multi_modal_projector"), "language_model", ""
+    """Gemma 3 and MedGemma: SigLIP, 4 x 4 patches averaged to a token; a picture is read in both directions."""
 
     def __init__(self, network: Any) -> None:
-        self.parts, self.token_id = network.model, network.config.image_token_id
-        self.patch = network.config.vision_config.patch_size
+        self.tower, self.projector = network.model.vision_tower, network.model.multi_modal_projector
+        self.patch, self.token_id = network.config.vision_config.patch_size, network.config.image_token_id
 
     def size(self, inputs: dict[str, Tensor]) -> tuple[int, int, int]:
         rows, columns = inputs["pixel_values"].shape[-2:]
-        return rows, columns, self.patch * self.parts.multi_modal_projector.kernel_size
+        return rows, columns, self.patch * self.projector.kernel_size
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        patches = self.parts.vision_tower(pixel_values=inputs["pixel_values"]).last_hidden_state
-        side = self.parts.multi_modal_projector.patches_per_image
-        pooled = self.parts.multi_modal_projector.avg_pool(patches[0].T.unflatten(1, (side, side)))
-        return pooled.flatten(1).T
+        patches = self.tower(pixel_values=inputs["pixel_values"]).last_hidden_state[0]
+        side = self.projector.patches_per_image
+        return self.projector.avg_pool(patches.T.unflatten(1, (side, side))).flatten(1).T
 
     def project(self, features: Tensor) -> Tensor:
-        projector = self.parts.multi_modal_projector
-        return projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight
+        return self.projector.mm_soft_emb_norm(features) @ self.projector.mm_input_projection_weight
 
-    def written(self, count: int) -> str:
-        return f"\n\n<start_of_image>{self.token * count}<end_of_image>\n\n"
-
-    def extras(self, ids: Tensor, sizes: Sequence[tuple[int, int]], deeper: Tensor) -> dict[str, Tensor]:
-        return {"token_type_ids": (ids == self.token_id).long()}
+    def extras(self, chat: Placed) -> dict[str, Tensor]:
+        return {"token_type_ids": (chat.ids == self.token_id).long()}
 
 
 class QwenVL:
-    """Qwen2.5-VL: any aspect, 2 x 2 patches to a token; positions count along rows and columns."""
+    """Qwen2.5-VL: any aspect, 2 x 2 patches to a token; positions count along rows and columns.
 
-    architecture, processor = "Qwen2_5_VLForConditionalGeneration", "Qwen2VLImageProcessorPil"
-    plain: ClassVar[dict[str, Any]] = {}
-    square, ordered = False, True
-    placeholder = token = "<|image_pad|>"
-    specials = ("<|vision_start|>", "<|vision_end|>")
-    length_names: ClassVar[tuple[str, ...]] = ()
-    encoder, language, body = ("visual",), "language_model", "language_model"
+    Qwen3-VL: the same, and what earlier layers of the encoder found is added within the decoder's first layers.
+    """
 
     def __init__(self, network: Any) -> None:
         self.parts, self.token_id = network.model, network.config.image_token_id
@@ -126,46 +93,28 @@ class QwenVL:
         with counted(self.mergers) as entered:
             order = self.parts.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output[:, 0]
         cells = [entered[id(merger)].reshape(len(order), -1) for merger in self.mergers]
-        return torch.cat([cells[0][order], *cells[1:]], 1)  # windows reorder what the last merger reads
+        return torch.cat([cells[0][order], *cells[1:]], 1)  # Qwen2.5 reads windows, and puts them in order at the end
 
     def project(self, features: Tensor) -> Tensor:
-        widths = [features.shape[1] // len(self.mergers)] * len(self.mergers)
-        parts = zip(self.mergers, features.split(widths, 1), strict=True)
+        parts = zip(self.mergers, features.chunk(len(self.mergers), 1), strict=True)
         return torch.cat([merger(part.reshape(len(part) * self.merge**2, -1)) for merger, part in parts], 1)
 
-    def written(self, count: int) -> str:
-        return self.token * count
-
-    def extras(self, ids: Tensor, sizes: Sequence[tuple[int, int]], deeper: Tensor) -> dict[str, Tensor]:
-        thw = torch.tensor([(1, rows * self.merge, columns * self.merge) for rows, columns in sizes])
-        marks = (ids == self.token_id).int()
-        positions, _ = self.parts.get_rope_index(ids, mm_token_type_ids=marks, image_grid_thw=thw.to(ids.device))
-        return {"position_ids": positions}
-
-
-class Qwen3VL(QwenVL):
-    """Qwen3-VL: as Qwen2.5-VL, and features of earlier layers are added within the decoder's first layers."""
-
-    architecture = "Qwen3VLForConditionalGeneration"
-
-    def extras(self, ids: Tensor, sizes: Sequence[tuple[int, int]], deeper: Tensor) -> dict[str, Tensor]:
-        told = super().extras(ids, sizes, deeper)
-        return told | {"visual_pos_masks": ids == self.token_id, "deepstack_visual_embeds": deeper}
+    def extras(self, chat: Placed) -> dict[str, Tensor]:
+        is_picture = chat.ids == self.token_id
+        thw = [(1, rows * self.merge, columns * self.merge) for rows, columns in chat.sizes]
+        grids = torch.tensor(thw, device=chat.ids.device)
+        marks = is_picture.int()
+        positions, _ = self.parts.get_rope_index(chat.ids, mm_token_type_ids=marks, image_grid_thw=grids)
+        if chat.deeper is None:
+            return {"position_ids": positions}
+        return {"position_ids": positions, "visual_pos_masks": is_picture, "deepstack_visual_embeds": chat.deeper}
 
 
 class Idefics3:
-    """Idefics3: SigLIP at one crop, patches shuffled into fewer, wider tokens."""
-
-    architecture, processor = "Idefics3ForConditionalGeneration", "Idefics3ImageProcessorPil"
-    plain: ClassVar[dict[str, Any]] = {"do_image_splitting": False}
-    square = ordered = True
-    placeholder = token = "<image>"
-    specials = ("<fake_token_around_image>", "<global-img>")
-    length_names = ("image_seq_len",)
-    encoder, language, body = ("vision_model", "connector"), "text_model", "text_model"
+    """Idefics3 and SmolVLM: SigLIP at one crop, patches shuffled into fewer, wider tokens."""
 
     def __init__(self, network: Any) -> None:
-        self.parts, self.token_id = network.model, network.config.image_token_id
+        self.tower, self.connector = network.model.vision_model, network.model.connector
         self.patch, self.merge = network.config.vision_config.patch_size, network.config.scale_factor
 
     def size(self, inputs: dict[str, Tensor]) -> tuple[int, int, int]:
@@ -173,38 +122,21 @@ class Idefics3:
         return rows, columns, self.patch * self.merge
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        patches = self.parts.vision_model(pixel_values=inputs["pixel_values"][0]).last_hidden_state
-        return self.parts.connector.pixel_shuffle(patches, self.merge)[0]
+        patches = self.tower(pixel_values=inputs["pixel_values"][0]).last_hidden_state
+        return self.connector.pixel_shuffle(patches, self.merge)[0]
 
     def project(self, features: Tensor) -> Tensor:
-        return self.parts.connector.modality_projection(features)
+        return self.connector.modality_projection(features)
 
-    def written(self, count: int) -> str:
-        return f"<fake_token_around_image><global-img>{self.token * count}<fake_token_around_image>"
-
-    def extras(self, ids: Tensor, sizes: Sequence[tuple[int, int]], deeper: Tensor) -> dict[str, Tensor]:
+    def extras(self, chat: Placed) -> dict[str, Tensor]:  # noqa: ARG002
         return {}
 
 
-class SmolVLM(Idefics3):
-    """SmolVLM: as Idefics3, smaller."""
-
-    architecture, processor = "SmolVLMForConditionalGeneration", "SmolVLMImageProcessorPil"
-
-
 class LlavaOnevision:
-    """LLaVA-OneVision: SigLIP at one crop, as it reads several pictures; each ends with a token of its own."""
-
-    architecture, processor = "LlavaOnevisionForConditionalGeneration", "LlavaOnevisionImageProcessorPil"
-    plain: ClassVar[dict[str, Any]] = {}
-    square, ordered = True, False
-    placeholder = token = "<image>"
-    specials: ClassVar[tuple[str, ...]] = ()
-    length_names = ("num_image_tokens",)
-    encoder, language, body = ("vision_tower", "multi_modal_projector"), "language_model", "language_model"
+    """LLaVA-OneVision: SigLIP at one crop, as it reads several pictures; a token of its own ends each."""
 
     def __init__(self, network: Any) -> None:
-        self.parts, self.token_id = network.model, network.config.image_token_id
+        self.tower, self.projector = network.model.vision_tower, network.model.multi_modal_projector
         self.patch, self.layer = network.config.vision_config.patch_size, network.config.vision_feature_layer
 
     def size(self, inputs: dict[str, Tensor]) -> tuple[int, int, int]:
@@ -212,29 +144,14 @@ class LlavaOnevision:
         return rows, columns, self.patch
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        pixels = inputs["pixel_values"][:, 0]
-        layers = self.parts.vision_tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        layers = self.tower(pixel_values=inputs["pixel_values"][:, 0], output_hidden_states=True).hidden_states
         return layers[self.layer][0]
 
     def project(self, features: Tensor) -> Tensor:
-        return self.parts.multi_modal_projector(features)
+        return self.projector(features)
 
-    def written(self, count: int) -> str:
-        return self.token * (count + 1)
-
-    def extras(self, ids: Tensor, sizes: Sequence[tuple[int, int]], deeper: Tensor) -> dict[str, Tensor]:
+    def extras(self, chat: Placed) -> dict[str, Tensor]:  # noqa: ARG002
         return {}
-
-
-FAMILIES: dict[str, type[Family]] = {
-    "gemma3": Gemma3,
-    "qwen2_5_vl": QwenVL,
-    "qwen3_vl": Qwen3VL,
-    "idefics3": Idefics3,
-    "smolvlm": SmolVLM,
-    "llava_onevision": LlavaOnevision,
-}
-"""`model_type` of a config.json -> its family."""
 
 
 @contextmanager
@@ -254,6 +171,122 @@ def counted(mergers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
+# ---- The table of families ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of a family are built, called and written to."""
+
+    architecture: str
+    """transformers' own class of the whole."""
+    parts: Callable[[Any], Parts]
+    processor: str
+    """transformers' own class that turns a picture into numbers, the one that works without torchvision."""
+    token: str
+    """What stands in a written chat for each token of a picture."""
+    placeholder: str = ""
+    """What the chat template writes for a picture; the token itself where empty."""
+    around: tuple[str, str] = ("", "")
+    """What the placeholder's tokens are put between."""
+    specials: tuple[str, ...] = ()
+    """What else the tokenizer must know as one token."""
+    closing: int = 0
+    """Tokens after those of a picture's cells that only end it."""
+    plain: dict[str, Any] = field(default_factory=dict)
+    """Settings of the processor for one crop a picture, so that a token is one place in it."""
+    square: bool = True
+    """Whether every picture is stretched to a square."""
+    ordered: bool = True
+    """Whether the published chat template keeps pictures and texts in the order in which they are given."""
+    length_names: tuple[str, ...] = ()
+    """Under what names the settings say how many tokens a picture makes."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Beginnings of published tensor names -> transformers' own."""
+    encoder: tuple[str, ...] = ()
+    """Parts of the network that are never quantised."""
+    language: str = "language_model"
+    """The part of the network that reads words."""
+    whole: bool = False
+    """Whether the whole network is called to read embeddings, because it makes the masks for its language model."""
+
+    @property
+    def mark(self) -> str:
+        """What stands for a picture once the template has written the chat."""
+        return self.placeholder or self.token
+
+    def written(self, cells: int) -> str:
+        """What takes the mark's place for a picture of so many cells."""
+        return self.around[0] + self.token * (cells + self.closing) + self.around[1]
+
+
+LLAVA_NAMES = {
+    "language_model.": "model.language_model.",
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.vision_tower.vision_model.": "model.vision_tower.",
+    "vision_tower.": "model.vision_tower.",
+    "vision_tower.vision_model.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+    "image_newline": "model.image_newline",
+}
+QWEN_NAMES = {
+    "model.": "model.language_model.",
+    "model.language_model.": "model.language_model.",
+    "model.visual.": "model.visual.",
+    "visual.": "model.visual.",
+}
+_SIGLIP = ("vision_tower", "multi_modal_projector")
+_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>")
+
+
+def _qwen(architecture: str) -> Family:
+    return Family(
+        architecture, QwenVL, "Qwen2VLImageProcessorPil", "<|image_pad|>", specials=_VISION_TOKENS, square=False,
+        names=QWEN_NAMES, encoder=("visual",),
+    )  # fmt: skip
+
+
+def _idefics(architecture: str, processor: str) -> Family:
+    around = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
+    return Family(
+        architecture, Idefics3, processor, "<image>", around=around,
+        specials=("<fake_token_around_image>", "<global-img>"), plain={"do_image_splitting": False},
+        length_names=("image_seq_len",), encoder=("vision_model", "connector"), language="text_model",
+    )  # fmt: skip
+
+
+FAMILIES = {
+    "gemma3": Family(
+        "Gemma3ForConditionalGeneration", Gemma3, "Gemma3ImageProcessorPil", "<image_soft_token>", "<start_of_image>",
+        ("\n\n<start_of_image>", "<end_of_image>\n\n"), ("<start_of_image>", "<end_of_image>"),
+        plain={"do_pan_and_scan": False}, length_names=("image_seq_length", "mm_tokens_per_image"),
+        names=LLAVA_NAMES, encoder=_SIGLIP, whole=True,
+    ),
+    "qwen2_5_vl": _qwen("Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": _qwen("Qwen3VLForConditionalGeneration"),
+    "idefics3": _idefics("Idefics3ForConditionalGeneration", "Idefics3ImageProcessorPil"),
+    "smolvlm": _idefics("SmolVLMForConditionalGeneration", "SmolVLMImageProcessorPil"),
+    "llava_onevision": Family(
+        "LlavaOnevisionForConditionalGeneration", LlavaOnevision, "LlavaOnevisionImageProcessorPil", "<image>",
+        closing=1, ordered=False, length_names=("num_image_tokens",), names=LLAVA_NAMES, encoder=_SIGLIP,
+    ),
+}  # fmt: skip
+"""`model_type` of a config.json -> its family."""
+
+
+# ---- What is the same for all ---------------------------------------------------------------------------------------
+
+
+def picture_inputs(processor: Any, pixels: Array, family: Family) -> dict[str, Tensor]:
+    """One picture (rows, columns, 3) uint8 as the family's own processor makes numbers of it, in one crop."""
+    if family.ordered:
+        made = processor(images=[pixels], return_tensors="pt", **family.plain)
+        return {name: value for name, value in made.items() if isinstance(value, Tensor)}
+    made = processor(images=[[pixels, pixels]], return_tensors="pt", **family.plain)  # one alone would be tiled
+    return {name: value[:1] for name, value in made.items() if isinstance(value, Tensor)}
+
+
 def cell_grid(picture: Grid, rows: int, columns: int, cell: int) -> Grid:
     """The cells of the tokens, from the picture's own grid: stretched to (rows, columns) pixels, cut into whole cells.
 
@@ -271,14 +304,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = network.config.get_text_config()
         self.words = getattr(network.model, family.language)
-        self.body = getattr(network.model, family.body) if family.body else network.model
+        self.body = network.model if family.whole else self.words
         self.head = network.lm_head
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """Words to embeddings."""
         return self.words.get_input_embeddings()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """Hidden states to scores of words."""
         return self.head
 
@@ -293,10 +326,3 @@ class Decoder(nn.Module):
         out = self.body(**inputs)
         hidden = out.last_hidden_state[:, -logits_to_keep:]
         return CausalLMOutputWithPast(logits=self.head(hidden), past_key_values=out.past_key_values)
-
-
-def picture_inputs(processor: Any, pixels: Array, family: Family) -> dict[str, Tensor]:
-    """One picture (rows, columns, 3) uint8 as the family's own processor makes numbers of it, in one crop."""
-    nested = [[pixels, pixels]] if not family.ordered else [pixels]  # LLaVA tiles a picture that comes alone
-    made = processor(images=nested, return_tensors="pt", **family.plain)
-    return {name: value[:1] for name, value in made.items() if isinstance(value, Tensor)}
