@@ -158,7 +158,7 @@ def _limits(volume: Volume, recipe: PageRecipe) -> tuple[tuple[float, float], ..
     """(black, full) of red, green and blue, in the volume's own numbers."""
     if volume.modality == "CT":
         return recipe.windows_ct
-    low, high = (float(x) for x in np.percentile(volume.values[::2, ::2, ::2], recipe.percentiles))
+    low, high = (float(x) for x in np.percentile(volume.anatomical().values[:, ::2, ::2], recipe.percentiles))
     return ((low, max(high, low + 1e-6)),) * 3
 
 

@@ -299,11 +299,12 @@ def _network(checkpoint: Checkpoint, config: Any, family: Family, tensors: Shard
 
 
 def _agreed(model: PictureReader, folder: Path) -> None:
-    """ReaderError where the processor's settings make another number of tokens of a picture than it says."""
+    """ReaderError where the settings make other pictures, or of a picture other tokens, than the files say."""
     if not model.family.square:
         return
-    grid = Grid((1, 8, 8), np.eye(4))
-    made = model._cost(Page("", np.zeros((8, 8, 3), np.uint8), grid))
+    inputs = model._inputs(Page("", np.zeros((8, 8, 3), np.uint8), Grid((1, 8, 8), np.eye(4))))
+    rows, columns, cell = model.parts.size(inputs)
+    made, side = (rows // cell) * (columns // cell), model.network.config.vision_config.image_size
     said = {**read_json(folder / "config.json"), **read_json(folder / "processor_config.json")}
     for name in model.family.length_names:
         if isinstance(said.get(name), int) and said[name] != made:
@@ -311,3 +312,8 @@ def _agreed(model: PictureReader, folder: Path) -> None:
                 f"A picture makes {made} tokens by the settings of '{folder}', which says {said[name]} ({name}). "
                 "Its files do not belong together; get the model again."
             )
+    if (rows, columns) != (side, side):
+        raise ReaderError(
+            f"preprocessor_config.json of '{folder}' makes pictures of {rows} x {columns} pixels, and its encoder "
+            f"reads {side} x {side}. They do not belong together; get the model again."
+        )

@@ -26,7 +26,7 @@ WIDEST = 1e9
 """No other number of a configuration is larger."""
 ATTENTION = re.compile(r"attn_implementation")
 LARGEST_PIXELS = 4096 * 4096
-PARTS = {"text_config": "The text's", "vision_config": "The pictures'"}
+PARTS = ("text_config", "vision_config")
 TEXTS, TOWERS = ("llama", "qwen2", "qwen3"), ("siglip_vision_model",)
 """Kinds of language models and of encoders that a family may take from elsewhere."""
 FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json")
@@ -59,12 +59,12 @@ FLAT = {"qwen2_5_vl": ("text_config",)}
 def _own(config: dict[str, Any], kind: str, where: str) -> Any:
     """transformers' own object with those fields of a configuration that it knows."""
     settings = transformers.AutoConfig.for_model(kind)
-    kept = _known(config, settings)
+    kept = _known(config, {*settings.to_dict(), *getattr(settings, "attribute_map", {})})
     for part in PARTS:
         inner = config.get(part, config if part in FLAT.get(kind, ()) else None)
         if not isinstance(inner, dict):
             raise ReaderError(f"{where} has no {part}. Get the model again.")
-        kept[part] = _known(inner, _part(settings, part, inner, where))
+        kept[part] = _known(inner, {*_part(settings, part, inner, where).to_dict(), *OLDER})
     try:
         return type(settings)(**kept)
     except Exception as error:  # transformers and huggingface_hub each raise their own
@@ -78,18 +78,17 @@ def _part(settings: Any, part: str, inner: Mapping[str, Any], where: str) -> Any
     if kind == default.model_type or kind == settings.model_type:
         return default
     if kind not in (TEXTS if part == "text_config" else TOWERS):
-        raise ReaderError(f"{where}: {PARTS[part]} part is a '{kind}', which is not read in a {settings.model_type}.")
+        raise ReaderError(f"{where} has a '{kind}' as its {part}, which is not read in a {settings.model_type}.")
     return transformers.AutoConfig.for_model(kind)
 
 
-OLDER = ("rope_theta", "rope_scaling", "image_token_index", "sliding_window_pattern", "rope_local_base_freq")
-"""Fields that transformers reads and writes under other names today."""
+OLDER = ("rope_theta", "rope_scaling", "sliding_window_pattern", "rope_local_base_freq", "tie_word_embeddings")
+"""Fields of a part that transformers reads though it writes them elsewhere today."""
 
 
-def _known(config: Mapping[str, Any], settings: Any) -> dict[str, Any]:
-    known = {*settings.to_dict(), *getattr(settings, "attribute_map", {}), *OLDER, "model_type"}
-    unwanted = {"architectures", "transformers_version", "quantization_config", "dtype", "torch_dtype"}
-    return {n: v for n, v in config.items() if n in known - unwanted - {*PARTS} and not n.startswith("_")}
+def _known(config: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    unwanted = {"architectures", "transformers_version", "quantization_config", "dtype", "torch_dtype", *PARTS}
+    return {n: v for n, v in config.items() if n in known - unwanted and not n.startswith("_")}
 
 
 def fields(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -44,9 +44,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "qwen3_vl": {
-        "architectures": ["Qwen3VLForConditionalGeneration"], "tie_word_embeddings": True,
+        "architectures": ["Qwen3VLForConditionalGeneration"], "tie_word_embeddings": False,
         "text_config": {
-            **TEXT, "model_type": "qwen3_vl_text", "head_dim": 8, "rope_theta": 5000000, "tie_word_embeddings": True,
+            **TEXT, "model_type": "qwen3_vl_text", "head_dim": 8, "rope_theta": 5000000,
             "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True},
         },
         "vision_config": {
