@@ -6,7 +6,7 @@ import importlib
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from transformers.generation.logits_process import LogitsProcessorList, Temperat
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
+from MedVLMReaderLib.choice import chosen_device, loaded
+from MedVLMReaderLib.copies import save_quantised
+from MedVLMReaderLib.hub import Progress, find
 from MedVLMReaderLib.memory import Precision
-from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
-from MedVLMReaderLib.resources import resource
 from MedVLMReaderLib.study import Message, Model, Seen
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
@@ -46,36 +47,48 @@ def load(
     *,
     precision: Precision | Literal["auto"] = "auto",
     device: str | None = None,
-    revision: str | None = None,  # noqa: ARG001
-    offline: bool = False,  # noqa: ARG001
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress = lambda *_: None,
 ) -> Reader:
-    """A reader with a model of the table, or one in a folder.
+    """A reader with a model of the table, of the hub (OWNER/NAME, fetched where it is not here), or in a folder.
 
-    Raises ReaderError where the name is unknown or the model's files are not what they should be.
+    `precision` is the decoder's; `auto` takes the best that fits the memory left. `device` is cuda, mps or cpu; None
+    takes the first of these that is there. Raises ReaderError where the name is unknown, the model cannot be had, its
+    files are not what they should be, or this machine cannot run it so.
     """
-    folder = Path(name)
-    if str(name) in CARDS:
-        card = CARDS[str(name)]
-        folder, title, system = resource(card.source), card.name, card.system
-    elif folder.is_dir():
-        title, system = folder.resolve().name, system_of(folder)
-    else:
-        raise ReaderError(f"No model '{name}'. Known: {', '.join(sorted(CARDS))}; or give a model's folder.")
+    found = find(name, revision=revision, offline_only=offline, progress=progress)
+    system = found.card.system if found.card else system_of(found.folder)
+    if device is None and found.card and found.card.shipped:
+        device = "cpu"  # too small to gain anything elsewhere, and the same numbers on every machine
     checkpoint = Checkpoint(
-        folder, title, fingerprint(folder), "fp32" if precision == "auto" else precision, device or "cpu"
-    )
-    return Reader(importlib.import_module(f"MedVLMReaderLib.models.{system}").load(checkpoint))
+        found.folder, found.name, found.revision or fingerprint(found.folder), device=chosen_device(device),
+        notes=found.notes,
+    )  # fmt: skip
+    build = importlib.import_module(f"MedVLMReaderLib.models.{system}").load
+    return Reader(*loaded(build, checkpoint, precision))
 
 
 class Reader:
     """A loaded model, ready for studies and questions."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, checkpoint: Checkpoint | None = None) -> None:
+        self.model, self.checkpoint = model, checkpoint
 
     def see(self, volumes: Volume | Sequence[Volume], view: View | None = None) -> Seen:
         """Encode a study: one volume, or several series of one examination."""
-        return self.model.see([volumes] if isinstance(volumes, Volume) else list(volumes), view)
+        seen = self.model.see([volumes] if isinstance(volumes, Volume) else list(volumes), view)
+        notes = self.checkpoint.notes if self.checkpoint else ()
+        return replace(seen, notes=(*notes, *seen.notes)) if notes else seen
+
+    def save_quantised(self, folder: str | Path) -> None:
+        """Write a copy with the decoder in the 8 or 4 bits it was loaded in; it loads without being quantised again.
+
+        ReaderError where the decoder is not quantised, or the folder cannot be written.
+        """
+        if self.checkpoint is None:
+            raise ReaderError("This model does not come from files. Load it by name or from a folder.")
+        save_quantised(self.model.decoder, self.checkpoint, Path(folder))
 
     def report(self, seen: Seen, options: Options = Options()) -> Reading:
         """The model's draft report."""
@@ -117,8 +130,13 @@ class Reader:
         timings["heatmaps"] = time.monotonic() - began - timings["answer"]
         yield Reading(
             question.strip(), answer.text, answer.complete, traces, seen.token_map.grids, self.model.name,
-            self.model.revision, asdict(options), seen.preparation, seen.notes, timings, seen.boxes,
+            self.model.revision, {**asdict(options), **self._computed()}, seen.preparation, seen.notes, timings,
+            seen.boxes,
         )  # fmt: skip
+
+    def _computed(self) -> dict[str, Any]:
+        """How the decoder's weights are kept and where it computes: part of what an answer depends on."""
+        return {"precision": self.checkpoint.precision, "device": self.checkpoint.device} if self.checkpoint else {}
 
     @torch.no_grad()
     def _tokens(self, seen: Seen, messages: Sequence[Message], options: Options) -> Iterator[int]:

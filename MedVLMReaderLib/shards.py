@@ -33,6 +33,8 @@ PICKLE_NOTE = (
 class Stored:
     """A tensor in a safetensors file, not read yet."""
 
+    name: str
+    """In the file."""
     path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -68,6 +70,7 @@ class Stored:
 class Unpickled:
     """A tensor of a .bin file, mapped from the disk."""
 
+    name: str
     tensor: Tensor
 
     @property
@@ -130,6 +133,10 @@ class Shards(Mapping[str, Tensor]):
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor in another precision, converted block by block."""
         return self._places[name].read(dtype)
+
+    def origin(self, name: str) -> str:
+        """The name of a tensor in the files."""
+        return self._places[name].name
 
     def renamed(self, names: Mapping[str, str], unused: Iterable[str] = ()) -> Shards:
         """With the beginnings of names translated; what begins with one of `unused` is knowingly left out.
@@ -215,7 +222,7 @@ def _header(path: Path) -> dict[str, Stored | Unpickled]:
     if odd := sorted({one["dtype"] for one in header.values()} - DTYPES.keys()):
         raise ReaderError(f"'{path}' holds numbers of the kind {odd[0]}, which are not read here.")
     return {
-        name: Stored(path, DTYPES[one["dtype"]], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
+        name: Stored(name, path, DTYPES[one["dtype"]], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
         for name, one in header.items()
     }
 
@@ -230,4 +237,4 @@ def _unpickled(path: Path) -> dict[str, Stored | Unpickled]:
         ) from error
     if not (isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values())):
         raise ReaderError(f"'{path}' holds more than tensors by name. Use a model whose weights are safetensors.")
-    return {str(name): Unpickled(tensor) for name, tensor in tensors.items()}
+    return {str(name): Unpickled(str(name), tensor) for name, tensor in tensors.items()}

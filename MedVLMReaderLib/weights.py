@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import SYSTEMS
+from MedVLMReaderLib.quantise import KINDS, linears, stored_precision, whole_shapes
 from MedVLMReaderLib.shards import SINGLE, damaged, translated, weight_files
 from MedVLMReaderLib.shards import Shards as Shards
 
-DECODERS = {"qwen2": "Qwen2", "llama": "Llama", "opt": "OPT"}
+DECODERS = {"qwen2": "Qwen2", "llama": "Llama", "opt": "OPT", "phi3": "Phi3"}
 """Kinds of decoder that a folder may name -> the beginning of transformers' own classes for it."""
 
 DECODER_FIELDS = frozenset((
@@ -164,7 +165,7 @@ def filled(
     Strict: ReaderError names what is missing, left over or of another shape, before any memory is taken. Of tensors
     that the network ties together, the file has the first. What lies below `given` in the network is filled already.
     """
-    network = _built(build, tensors, given=given)
+    network = built(build, tensors, given=given)
     placed(network, tensors, encoder_dtype(device), device, given=given)
     for part in network.modules():
         if isinstance(part, transformers.PreTrainedModel) and not given:
@@ -184,14 +185,42 @@ def filled_decoder(
 
     Layers are quantised one by one while they are read. `below` is where the names stand in the file, for messages.
     """
-    decoder = _built(lambda: new_decoder(config), tensors, below=below)
-    if precision in ("int8", "nf4"):
-        raise ReaderError(f"Decoders in {precision} are not read yet.")
+    stored = stored_precision(tensors)
+    if stored and stored != precision:
+        raise ReaderError(f"This copy holds its decoder in {stored}; {precision} needs the model it was made from.")
+    decoder = built(lambda: new_decoder(config), tensors, below=below)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    placed(decoder, tensors, dtype, device)
+    taken: set[str] = set()
+    if precision in KINDS:
+        taken = place_quantised(decoder, tensors, precision, device, decoder.get_output_embeddings())
+    placed(decoder, tensors, dtype, device, names=[name for name in tensors if name not in taken])
     decoder.tie_weights()
     decoder.config.dtype = dtype
+    decoder.origins = {name: tensors.origin(name) for name in tensors} if isinstance(tensors, Shards) else {}
     return decoder.requires_grad_(False).eval()
+
+
+def place_quantised(
+    network: nn.Module, tensors: Mapping[str, Tensor], precision: Precision, device: str, kept: nn.Module | None
+) -> set[str]:
+    """Put quantised layers in place of the network's linear ones, all but `kept`, reading one tensor at a time.
+
+    The names of the tensors that were used. A copy saved quantised has the codes; else they are made here.
+    """
+    kind, taken = KINDS[precision], set()
+    for name, layer in linears(network, kept).items():
+        parts = [f"{name}.weight.{suffix}" for suffix in kind.suffixes]
+        own = [f"{name}.bias"] if layer.bias is not None else []
+        bias = read(tensors, own[0], torch.bfloat16, device) if own else None
+        if parts[0] in tensors:
+            codes, scales = (tensors[part].to(device) for part in parts)
+            new: nn.Module = kind(codes, scales, bias)
+        else:
+            parts = [f"{name}.weight"]
+            new = kind.quantised(tensors[parts[0]], bias, device)
+        network.set_submodule(name, new)
+        taken |= {*parts, *own}
+    return taken
 
 
 def encoder_dtype(device: str) -> torch.dtype:
@@ -209,7 +238,7 @@ class Weightless(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _built(build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given: str = "", below: str = "") -> Network:
+def built(build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given: str = "", below: str = "") -> Network:
     """The network without its weights, once it is clear that the tensors are its own."""
     try:
         with torch.device("meta"):  # sizes without memory: those of a broken file may be anything
@@ -223,10 +252,17 @@ def _built(build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given
 
 
 def placed(
-    network: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: str, *, given: str = ""
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    given: str = "",
+    names: Iterable[str] | None = None,
 ) -> None:
-    """Give the network its tensors, one after the other, and put what it computed itself beside them."""
-    network.load_state_dict({n: read(tensors, n, dtype, device) for n in tensors}, strict=False, assign=True)
+    """Give the network these of its tensors (all), one by one, and put what it computed itself beside them."""
+    wanted = tensors if names is None else names
+    network.load_state_dict({n: read(tensors, n, dtype, device) for n in wanted}, strict=False, assign=True)
     for name, part in network.named_modules():
         for own, buffer in part.named_buffers(recurse=False):
             if not (given and f"{name}.".startswith(given)) and buffer.device.type != "meta":
@@ -252,7 +288,7 @@ def _check(network: nn.Module, tensors: Mapping[str, Tensor], given: str, below:
     first = {id(tensor): name for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     wanted = {name: shapes[name] for name in first.values() if not (given and name.startswith(given))}
-    found = shapes_of(tensors)
+    found = whole_shapes(shapes_of(tensors))
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     for what, names in (("lacks", missing), ("has, beyond what the model needs,", extra)):
         if names:

@@ -37,7 +37,9 @@ class Rule:
 
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
-LEARNED = "models models.* memory shards weights attention preparation pages reading resources"
+LEARNED = (
+    "models models.* memory shards quantise weights attention preparation pages reading resources hub choice copies"
+)
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
     "": Rule(),
@@ -63,19 +65,25 @@ RULES = {
     "pages": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
-    "memory": Rule("models"),
+    "memory": Rule(),
+    "manifest": Rule(),
+    "download": Rule("manifest", inside="huggingface_hub"),
+    "hub": Rule("manifest download models resources", inside="huggingface_hub transformers", ours_inside="shards"),
     "shards": Rule("", "torch safetensors"),
     "models.layers": Rule("geometry", "numpy torch"),
     "models.domain": Rule("", "torch"),
     "models.families": Rule("geometry", "numpy torch transformers"),
     "models.published": Rule("models.families weights", "transformers"),
     "models.*": Rule(
-        "geometry volume study preparation pages memory shards weights models models.layers models.domain "
+        "geometry volume study preparation pages memory shards quantise weights models models.layers models.domain "
         "models.families models.published",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
-    "weights": Rule("memory models shards", "torch transformers", ours_inside="quantise"),
+    "quantise": Rule("", "torch", "bitsandbytes"),
+    "weights": Rule("memory models shards quantise", "torch transformers"),
+    "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
+    "choice": Rule("memory models quantise study weights", "torch"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),

@@ -87,7 +87,7 @@ def test_a_field_that_is_missing_is_named(folder, where, field):
 @pytest.mark.parametrize("kind", ["gpt2", None, 7, ["qwen2"]])
 def test_a_decoder_that_is_not_known_is_refused_and_the_known_are_listed(folder, kind):
     config_with(folder, lambda config: config["decoder"].update(model_type=kind))
-    assert "llama, opt, qwen2" in refused(folder)
+    assert "llama, opt, phi3, qwen2" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,16 @@ class Card:
     modalities: tuple[str, ...]
     parameters: int
     summary: str
+    revision: str = ""
+    """The commit that is fetched; empty: the newest."""
+
+    seeing_bytes: int = 0
+    """Memory that the encoder's activations take."""
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with the reader."""
+        return self.source.startswith("models/")
 
 
 SYSTEMS = {

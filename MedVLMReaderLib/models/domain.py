@@ -28,7 +28,7 @@ class Domain(nn.Module):
 
     def score(self, features: Sequence[Tensor]) -> float:
         """Distance over the limit, from the feature grids of a study (cells, width): above 1 is out of domain."""
-        distance = ((statistics(features) - self.mean) @ self.whiten).norm()
+        distance = ((statistics(features) - self.mean.float()) @ self.whiten.float()).norm()
         return float(distance / self.limit)
 
     @classmethod

@@ -306,6 +306,8 @@ class Decoder(nn.Module):
         self.words = getattr(network.model, family.language)
         self.body = network.model if family.whole else self.words
         self.head = network.lm_head
+        self.origins: dict[str, str] = {}
+        """Names of its tensors -> those in the files."""
 
     def get_input_embeddings(self) -> Any:
         """Words to embeddings."""

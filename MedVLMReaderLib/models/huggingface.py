@@ -30,9 +30,11 @@ from MedVLMReaderLib.models.published import (
     tokenizer_of,
 )
 from MedVLMReaderLib.pages import Page, PageRecipe, notes, pages
+from MedVLMReaderLib.quantise import KINDS
+from MedVLMReaderLib.shards import translated
 from MedVLMReaderLib.study import Message, Prompt, Seen
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.weights import Checkpoint, Shards, filled
+from MedVLMReaderLib.weights import Checkpoint, Shards, built, encoder_dtype, place_quantised, placed
 
 RESERVED = 2048
 """Tokens kept for the question and the answer; a quarter of the context where that is less."""
@@ -89,7 +91,6 @@ class PictureReader(nn.Module):
         self.processor, self.tokenizer, self.template, self.recipe = processor, tokenizer, template, recipe
         self.name, self.revision, self.ends = name, revision, ends
         self.decoder = Decoder(network, self.family)
-        self.assumed: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +162,7 @@ class PictureReader(nn.Module):
         return (rows // cell) * (columns // cell)
 
     def _notes(self, volumes: Sequence[Volume], recipe: PageRecipe) -> tuple[str, ...]:
-        said = [*self.assumed, GENERAL, *(note for volume in volumes for note in volume.notes)]
+        said = [GENERAL, *(note for volume in volumes for note in volume.notes)]
         if recipe.most < self.recipe.most:
             said.append(
                 f"The model's context holds {recipe.most} slices beside the question; {self.recipe.most} were wanted."
@@ -271,31 +272,36 @@ def load(checkpoint: Checkpoint) -> PictureReader:
             f"{config.get_text_config().vocab_size}. They do not belong together; get the model again."
         )
     template, processor = chat_template(folder, tokenizer), picture_processor(folder, family)
-    tensors = Shards.open(folder)
+    tied = ("lm_head.", "language_model.lm_head.") if config.tie_word_embeddings else ()
+    tensors = Shards.open(folder).renamed(family.names, unused=tied)
     model = PictureReader(
         _network(checkpoint, config, family, tensors), family, processor, tokenizer, template,
         PageRecipe(square=family.square), name=checkpoint.name, revision=checkpoint.revision,
         ends=ends_of(folder, tokenizer),
     )  # fmt: skip
-    model.assumed = (*checkpoint.notes, *tensors.notes)
+    places = {f"model.{family.language}.": "words.", "lm_head.": "head."}
+    model.decoder.origins = {
+        translated(name, places): tensors.origin(name) for name in tensors if name.startswith(tuple(places))
+    }
     _agreed(model, folder)
     return model.eval().requires_grad_(False)
 
 
 def _network(checkpoint: Checkpoint, config: Any, family: Family, tensors: Shards) -> Any:
-    """transformers' own network with the tensors of the folder: encoder and projector unquantised."""
+    """transformers' own network with these tensors: the language model in the checkpoint's precision alone."""
     config._attn_implementation = "sdpa"
-    tied = ("lm_head.", "language_model.lm_head.") if config.tie_word_embeddings else ()
-    named = tensors.renamed(family.names, unused=tied)
-    network = filled(lambda: getattr(transformers, family.architecture)(config), named, device=checkpoint.device)
-    if checkpoint.precision == "fp32":
-        return network
-    if checkpoint.precision != "bf16":
-        raise ReaderError(f"{checkpoint.name} cannot be read in {checkpoint.precision} yet. Choose bf16 or fp32.")
-    for part in (getattr(network.model, family.language), network.lm_head):
-        for weight in part.parameters():
-            weight.data = weight.data.to(torch.bfloat16)
-    return network
+    network: Any = built(lambda: getattr(transformers, family.architecture)(config), tensors)
+    place, words = f"model.{family.language}.", getattr(network.model, family.language)
+    of_words, dtype = tensors.below(place), torch.float32 if checkpoint.precision == "fp32" else torch.bfloat16
+    taken: set[str] = set()
+    if checkpoint.precision in KINDS:
+        taken = place_quantised(words, of_words, checkpoint.precision, checkpoint.device, None)
+    placed(words, of_words, dtype, checkpoint.device, names=[name for name in of_words if name not in taken])
+    placed(network.lm_head, tensors.below("lm_head."), dtype, checkpoint.device)
+    rest = tensors.beside(place, "lm_head.")
+    placed(network, rest, encoder_dtype(checkpoint.device), checkpoint.device, given=place)
+    network.tie_weights()
+    return network.requires_grad_(False).eval()
 
 
 def _agreed(model: PictureReader, folder: Path) -> None:

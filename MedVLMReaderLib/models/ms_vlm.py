@@ -377,14 +377,15 @@ class MSVLM(nn.Module):
     def _plane(self, stack: Stack, centre: np.ndarray[Any, Any]) -> PlaneFeatures:
         count, rows, columns = stack.volume.grid.shape
         grid = stack.volume.grid.resize((count, rows // self.sizes.patch, columns // self.sizes.patch))
-        pictures = torch.from_numpy(stack.channels(self.recipe))
+        like = next(self.slice_encoder.parameters())
+        pictures = torch.from_numpy(stack.channels(self.recipe)).to(like)
         if not self.sizes.places:
             kept = torch.arange(count * grid.shape[1] * grid.shape[2])
             tokens = self.slice_encoder.before_last_block(pictures)
         else:
             kept = kept_patches(stack.volume.values, stack.volume.modality, self.sizes.patch)
             tokens = self.slice_encoder.encode_stack(pictures)
-        patches = tokens[:, 1:].flatten(0, 1)[kept]
+        patches = tokens[:, 1:].flatten(0, 1)[kept.to(like.device)]
         return PlaneFeatures(tokens[:, 0], patches, kept, grid, PLANES.index(stack.plane), stack.acquired_mm, centre)
 
     def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:
@@ -420,7 +421,8 @@ class MSVLM(nn.Module):
 
     def _embedded(self, text: str) -> Tensor:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return self.decoder.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+        table = self.decoder.get_input_embeddings()
+        return table(torch.tensor(ids, dtype=torch.long, device=table.weight.device))
 
     def report_request(self) -> str:
         """The question that asks for a report."""
