@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.memory import PRECISIONS, DecoderShape, Precision, free_memory, gigabytes, needed
+from MedVLMReaderLib.memory import CONTEXT, PRECISIONS, DecoderShape, Precision, free_memory, gigabytes, needed
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.quantise import stored_precision
 from MedVLMReaderLib.study import Model
-from MedVLMReaderLib.weights import Checkpoint, Shards, written_config
+from MedVLMReaderLib.weights import Checkpoint, Shards, system_of, written_config
 
 SMALL = 10**9
 """Up to so many parameters the decoder is kept in 32 bits on a CPU: it costs little, and nothing is lost."""
@@ -124,12 +124,32 @@ def _bytes(
     checkpoint: Checkpoint, precisions: tuple[Precision, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Precision, int]:
     """What the model needs in each precision, by its shapes."""
-    decoder = DecoderShape.from_config(decoder_part(written_config(checkpoint.folder)))
+    part, context = _decoder(checkpoint)
+    decoder = DecoderShape.from_config(part)
     total = sum(prod(shape) for shape in shapes.values())
     encoder = max(0, total - decoder.parameters)
     card = CARDS.get(checkpoint.name)
     seeing = card.seeing_bytes if card else 0
-    return {one: needed(decoder, one, encoder, device=checkpoint.device, seeing=seeing).total for one in precisions}
+    prompt = context if context > CONTEXT else None  # pictures fill it before anything is asked
+    return {
+        one: needed(
+            decoder, one, encoder, context=context, prompt=prompt, device=checkpoint.device, seeing=seeing
+        ).total
+        for one in precisions
+    }  # fmt: skip
+
+
+def _decoder(checkpoint: Checkpoint) -> tuple[dict[str, Any], int]:
+    """The decoder's sizes, and the tokens that a study with its chat takes.
+
+    Configurations from the hub leave out what their class knows by itself, and pictures of slices take most of the
+    context: for those, the file of the system is asked.
+    """
+    if system_of(checkpoint.folder) != "huggingface":
+        return decoder_part(written_config(checkpoint.folder)), CONTEXT
+    from MedVLMReaderLib.models.huggingface import sizes_of  # imported when it is wanted: it needs much of transformers
+
+    return sizes_of(checkpoint.folder)
 
 
 def decoder_part(config: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ RULES = {
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
-    "choice": Rule("memory models quantise study weights", "torch"),
+    "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Grid
 
 
@@ -138,6 +139,11 @@ class LlavaOnevision:
     def __init__(self, network: Any) -> None:
         self.tower, self.projector = network.model.vision_tower, network.model.multi_modal_projector
         self.patch, self.layer = network.config.vision_config.patch_size, network.config.vision_feature_layer
+        if not isinstance(self.layer, int) or network.config.vision_feature_select_strategy != "full":
+            raise ReaderError(
+                f"This LLaVA-OneVision takes '{network.config.vision_feature_select_strategy}' features of layer "
+                f"{self.layer}; only all features of one layer are read."
+            )
 
     def size(self, inputs: dict[str, Tensor]) -> tuple[int, int, int]:
         rows, columns = inputs["pixel_values"].shape[-2:]

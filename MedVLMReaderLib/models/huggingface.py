@@ -260,6 +260,22 @@ def _of_each_shape(found: Sequence[Page]) -> list[Page]:
     return list({page.pixels.shape: page for page in found}.values())
 
 
+def sizes_of(folder: Path) -> tuple[dict[str, Any], int]:
+    """The decoder's sizes, and how many tokens a study with its chat takes at most: for the memory that is needed.
+
+    Qwen's pictures make as many tokens as their size asks for; a slice of 512 x 512 pixels is taken for the usual one.
+    """
+    config = checked_config(folder)
+    vision, text = config.vision_config, config.get_text_config()
+    cell = vision.patch_size * getattr(vision, "spatial_merge_size", getattr(config, "scale_factor", 1))
+    side = getattr(vision, "image_size", 512) // cell
+    each = LABEL + int(getattr(config, "mm_tokens_per_image", side * side))
+    wanted = (PageRecipe().most + 3) * each + RESERVED
+    return text.to_dict() | {"tie_word_embeddings": config.tie_word_embeddings}, min(
+        wanted, text.max_position_embeddings
+    )
+
+
 def load(checkpoint: Checkpoint) -> PictureReader:
     """The model in a folder as the hub has it; ReaderError where a file is missing, wrong or could run something."""
     folder = checkpoint.folder

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import log_likelihood, relevance
+from MedVLMReaderLib.memory import DecoderShape
 from MedVLMReaderLib.models.families import FAMILIES, cell_grid, picture_inputs
-from MedVLMReaderLib.models.huggingface import PictureReader, load
+from MedVLMReaderLib.models.huggingface import PictureReader, load, sizes_of
 from MedVLMReaderLib.models.published import checked_config, picture_processor
 from MedVLMReaderLib.pages import PageRecipe
+from MedVLMReaderLib.quantise import quantised_layers
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as reader_load
 from MedVLMReaderLib.reading import Reading
@@ -372,6 +374,29 @@ def test_in_16_bits_the_encoder_keeps_its_32(kind, tmp_path, scan):
     assert next(iter(Reader(half)._tokens(seen, CHAT, Options()))) >= 0
 
 
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_in_8_and_4_bits_the_language_model_alone_is_quantised_and_a_copy_loads_as_it_was(tmp_path, scan, precision):
+    pytest.importorskip("bitsandbytes", reason="8 and 4 bits need bitsandbytes")
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "query_pre_attn_scalar": 16}
+    write_vlm(tmp_path / "g", "gemma3", text_config={**CONFIGS["gemma3"]["text_config"], **wide})
+    reader = reader_load(tmp_path / "g", precision=precision, device="cpu")
+    layers = quantised_layers(reader.model.decoder)
+    assert len(layers) == 14
+    assert all(name.startswith("words.") for name in layers)
+    encoder = reader.model.network.model.vision_tower
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    seen = reader.see(scan)
+    with torch.no_grad():
+        said = log_likelihood(reader.model, seen, CHAT, [40, 41, 42])
+    assert torch.isfinite(said).all()
+    assert relevance(reader.model, seen, CHAT, [40], [(0, 1)]).any()
+    reader.save_quantised(tmp_path / "copy")
+    copy = reader_load(tmp_path / "copy", device="cpu")
+    assert copy.checkpoint.precision == precision
+    with torch.no_grad():
+        torch.testing.assert_close(log_likelihood(copy.model, copy.see(scan), CHAT, [40, 41, 42]), said)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_the_configuration_transformers_sees_what_its_own_reading_would_find(kind, tmp_path):
     write_vlm(tmp_path / kind, kind)
@@ -554,6 +579,26 @@ def test_a_context_too_short_for_any_slice_is_told(changed, scan, view):
     model = load(checkpoint(changed("gemma3", text_config__max_position_embeddings=120)))
     with pytest.raises(ReaderError, match=r"120 tokens.*longer context"):
         model.see([scan], view)
+
+
+def test_layers_that_no_token_map_tells_of_are_refused(changed):
+    refused(changed("llava_onevision", vision_feature_select_strategy="default"), "only all features of one layer")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_estimate_knows_what_the_file_leaves_out_and_how_long_a_study_is(kind, tmp_path):
+    config = {name: value for name, value in CONFIGS[kind].items() if name != "num_key_value_heads"}
+    if "text_config" in config:
+        kept = {name: value for name, value in config["text_config"].items() if name != "num_attention_heads"}
+        config["text_config"] = kept if kind == "gemma3" else config["text_config"]
+    write_vlm(tmp_path / kind, kind)
+    (tmp_path / kind / "config.json").write_text(
+        json.dumps({**json.loads((tmp_path / kind / "config.json").read_text()), **config})
+    )
+    sizes, context = sizes_of(tmp_path / kind)
+    assert DecoderShape.from_config(sizes).width == 32
+    assert context == min(4096, context)
+    assert context > 2048
 
 
 def test_settings_for_huge_pictures_are_refused(changed):
