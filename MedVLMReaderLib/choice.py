@@ -12,14 +12,11 @@ from typing import Any, Literal
 import torch
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.memory import CONTEXT, PRECISIONS, DecoderShape, Precision, free_memory, gigabytes, needed
+from MedVLMReaderLib.memory import CONTEXT, PRECISIONS, SMALL, DecoderShape, Precision, free_memory, gigabytes, needed
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.quantise import stored_precision
 from MedVLMReaderLib.study import Model
 from MedVLMReaderLib.weights import Checkpoint, Shards, system_of, written_config
-
-SMALL = 10**9
-"""Up to so many parameters the decoder is kept in 32 bits on a CPU: it costs little, and nothing is lost."""
 
 
 def chosen_device(wanted: str | None) -> str:
@@ -88,13 +85,24 @@ def loaded(
     raise AssertionError("no precision")
 
 
+def precisions_of(checkpoint: Checkpoint, wanted: str = "auto") -> tuple[Precision, ...]:
+    """Precisions in which a model fits this machine, fullest first; down to `wanted`, where that is named."""
+    fitting = _order(checkpoint, "auto", Shards.open(checkpoint.folder), full=True)
+    if wanted == "auto":
+        return fitting
+    check_possible(wanted, checkpoint.device)
+    return tuple(dict.fromkeys((fitting[0], *(one for one in fitting if one == wanted))))
+
+
 def _free(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
 
 
-def _order(checkpoint: Checkpoint, wanted: Precision | Literal["auto"], shards: Shards) -> tuple[Precision, ...]:
-    """What is tried, in order. ReaderError where nothing fits."""
+def _order(
+    checkpoint: Checkpoint, wanted: Precision | Literal["auto"], shards: Shards, *, full: bool = False
+) -> tuple[Precision, ...]:
+    """What is tried, in order; `full`: 32 bits, too, where they are rarely worth it. ReaderError where nothing fits."""
     stored = stored_precision(shards.shapes)
     if stored:
         if wanted not in ("auto", stored):
@@ -107,7 +115,7 @@ def _order(checkpoint: Checkpoint, wanted: Precision | Literal["auto"], shards: 
         return (wanted,)
     can = possible(checkpoint.device)
     sizes = _bytes(checkpoint, can, shards.shapes)
-    if can[0] == "fp32" and sum(prod(shape) for shape in shards.shapes.values()) > SMALL:
+    if can[0] == "fp32" and not full and sum(prod(shape) for shape in shards.shapes.values()) > SMALL:
         can = can[1:]
     free = free_memory(checkpoint.device)
     fitting = tuple(one for one in can if sizes[one] <= free)
@@ -124,13 +132,13 @@ def _bytes(
     checkpoint: Checkpoint, precisions: tuple[Precision, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Precision, int]:
     """What the model needs in each precision, by its shapes."""
-    part, context = _decoder(checkpoint)
+    part, tokens = _decoder(checkpoint)
     decoder = DecoderShape.from_config(part)
     total = sum(prod(shape) for shape in shapes.values())
     encoder = max(0, total - decoder.parameters)
     card = CARDS.get(checkpoint.name)
-    seeing = card.seeing_bytes if card else 0
-    prompt = context if context > CONTEXT else None  # pictures fill it before anything is asked
+    context, seeing = (card.context, card.seeing_bytes) if card else (CONTEXT, 0)
+    context, prompt = (tokens, tokens) if tokens else (context, None)  # pictures of slices all go in at once
     return {
         one: needed(
             decoder, one, encoder, context=context, prompt=prompt, device=checkpoint.device, seeing=seeing
@@ -140,13 +148,12 @@ def _bytes(
 
 
 def _decoder(checkpoint: Checkpoint) -> tuple[dict[str, Any], int]:
-    """The decoder's sizes, and the tokens that a study with its chat takes.
+    """The decoder's sizes, and the tokens that a study with its chat takes where pictures take most of them, else 0.
 
-    Configurations from the hub leave out what their class knows by itself, and pictures of slices take most of the
-    context: for those, the file of the system is asked.
+    Configurations from the hub leave out what their class knows by itself: for those, the file of the system is asked.
     """
     if system_of(checkpoint.folder) != "huggingface":
-        return decoder_part(written_config(checkpoint.folder)), CONTEXT
+        return decoder_part(written_config(checkpoint.folder)), 0
     from MedVLMReaderLib.models.huggingface import sizes_of  # imported when it is wanted: it needs much of transformers
 
     return sizes_of(checkpoint.folder)

@@ -95,7 +95,16 @@ def _add(commands: Commands, name: str, run: str, summary: str, more: str, *exam
 
 
 def _models(commands: Commands) -> None:
-    _add(commands, "models", "models:show", "list the models that can read", "", "models", "models --json")
+    command = _add(
+        commands, "models", "models:show", "list the models that can read",
+        "With the memory that each needs in 32, 16, 8 and 4 bits, and whether this machine has it.",
+        "models", "models --json", "models --installed", "models --get m3d-lamed", "models --remove m3d-lamed",
+    )  # fmt: skip
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--installed", action="store_true", help="those of the hub that are on this machine")
+    what.add_argument("--get", metavar="NAME", help="fetch a model, or check every byte of one that is here")
+    what.add_argument("--remove", metavar="NAME", help="delete all that is here of a model of the hub")
+    command.add_argument("--revision", metavar="R", help="of --get: a commit, a tag, a branch")
 
 
 def _read(commands: Commands) -> None:
@@ -154,9 +163,13 @@ def _preview(commands: Commands) -> None:
 def _check(commands: Commands) -> None:
     command = _add(
         commands, "check", "check:check", "read the shipped sample and compare with the shipped result",
-        "Says 'right', or what differs. Tells whether this installation reads as it should, not how good the model is.",
+        "Says 'right', or what differs. Tells whether this installation reads as it should, not how good the model\n"
+        "is. With --model: reads every byte of the model's files, then the sample in each precision, and says how far\n"
+        "each is from the full one.",
         "check",
+        "check --model built-in",
     )  # fmt: skip
+    _model(command, None)
     command.add_argument("--regenerate", action="store_true", help="for developers: write the shipped result anew")
 
 
@@ -213,8 +226,15 @@ def _study(command: argparse.ArgumentParser) -> None:
     command.add_argument("--series", help=_SERIES)
 
 
-def _model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="built-in", help="a name of `models`, or a folder (default: built-in)")
+def _model(command: argparse.ArgumentParser, default: str | None = "built-in") -> None:
+    said = "a name of `models`, OWNER/NAME on the hub, or a folder"
+    command.add_argument("--model", default=default, help=f"{said} (default: {default})" if default else said)
+    command.add_argument(
+        "--precision", default="auto", metavar="P", help="of the decoder: fp32, bf16, int8, nf4 (default: what fits)"
+    )
+    command.add_argument("--device", metavar="D", help="cuda, mps or cpu (default: the first of these that is there)")
+    command.add_argument("--revision", metavar="R", help="of a model on the hub: a commit, a tag, a branch")
+    command.add_argument("--offline", action="store_true", help="use only what is on this machine")
 
 
 def _answering(command: argparse.ArgumentParser) -> None:

@@ -19,6 +19,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8", "nf4")
 
 CONTEXT = 2048
 """Tokens of prompt and answer together that a study with its chat is taken to need."""
+SMALL = 10**9
+"""Up to so many parameters the decoder is kept in 32 bits on a CPU: it costs little, and nothing is lost."""
 BLOCK = 64
 """Weights that share a scale in NF4."""
 
@@ -112,7 +114,7 @@ def needed(
     size = 4 if precision == "fp32" else 2
     weights = weight_bytes(decoder, precision) + encoder * (2 if cuda else 4)
     cache = 2 * decoder.layers * decoder.key_heads * decoder.head_width * context * size
-    return Needed(weights, cache, max(seeing, activation_bytes(decoder, precision, tokens)))
+    return Needed(weights, cache, max(seeing, activation_bytes(decoder, precision, tokens, device=device)))
 
 
 def weight_bytes(decoder: DecoderShape, precision: Precision) -> int:
@@ -126,13 +128,16 @@ def weight_bytes(decoder: DecoderShape, precision: Precision) -> int:
     return codes + scales + 2 * decoder.kept
 
 
-def activation_bytes(decoder: DecoderShape, precision: Precision, tokens: int) -> int:
-    """Of a prompt of so many tokens on its way through a layer."""
+def activation_bytes(decoder: DecoderShape, precision: Precision, tokens: int, *, device: str = "cpu") -> int:
+    """Of a prompt of so many tokens on its way through a layer, or out of the last."""
     size = 4 if precision == "fp32" else 2
     attention = decoder.head_width * (2 * decoder.heads + 2 * decoder.key_heads)
     passing = tokens * (2 * decoder.width + attention + 3 * decoder.inner) * size
     if precision == "int8":  # 8-bit inputs and 32-bit sums beside them
         passing += tokens * (decoder.inner * 6)
+    if precision != "fp32" and not device.startswith("cuda"):
+        # to score the next word, a CPU puts the vocabulary's matrix into another order first
+        passing = max(passing, decoder.vocabulary * decoder.width * size)
     return passing
 
 

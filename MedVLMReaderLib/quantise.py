@@ -24,7 +24,7 @@ BLOCK = 64
 """Neighbouring weights that share a scale in NF4."""
 ROWS = 32
 """bitsandbytes orders 4-bit codes on a CPU in groups of so many rows."""
-PIECE = 1 << 22
+PIECE = 1 << 20
 """Weights that are quantised at a time: bounds memory, changes nothing."""
 OUTLIER = 6.0
 """Activations beyond this are multiplied in 16 bits beside the 8-bit product (LLM.int8(), arXiv 2208.07339)."""

@@ -19,7 +19,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import relevance
 from MedVLMReaderLib.choice import chosen_device, loaded
 from MedVLMReaderLib.copies import save_quantised
-from MedVLMReaderLib.hub import Progress, find
+from MedVLMReaderLib.hub import Found, Progress, find
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
 from MedVLMReaderLib.study import Message, Model, Seen
@@ -57,6 +57,14 @@ def load(
     takes the first of these that is there. Raises ReaderError where the name is unknown, the model cannot be had, its
     files are not what they should be, or this machine cannot run it so.
     """
+    _, build, checkpoint = prepared(name, device, revision, offline, progress)
+    return Reader(*loaded(build, checkpoint, precision))
+
+
+def prepared(
+    name: str | Path, device: str | None, revision: str | None, offline: bool, progress: Progress
+) -> tuple[Found, Callable[[Checkpoint], Model], Checkpoint]:
+    """A model's files, the function that loads them, and with what; nothing is loaded yet."""
     found = find(name, revision=revision, offline_only=offline, progress=progress)
     system = found.card.system if found.card else system_of(found.folder)
     if device is None and found.card and found.card.shipped:
@@ -65,8 +73,7 @@ def load(
         found.folder, found.name, found.revision or fingerprint(found.folder), device=chosen_device(device),
         notes=found.notes,
     )  # fmt: skip
-    build = importlib.import_module(f"MedVLMReaderLib.models.{system}").load
-    return Reader(*loaded(build, checkpoint, precision))
+    return found, importlib.import_module(f"MedVLMReaderLib.models.{system}").load, checkpoint
 
 
 class Reader:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from MedVLMReaderLib.weights import new_decoder
+from MedVLMReaderLib.weights import Shards, new_decoder
 
 TINY: dict[str, Any] = {
     "model_type": "qwen2", "vocab_size": 160, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
@@ -50,14 +52,36 @@ def write_decoder(
     return count
 
 
-def _parts(config: dict[str, Any], shard: int, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+@dataclass(frozen=True)
+class Made:
+    """A random tensor that is made when it is read, as if it were in a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
+        return _random(self.name, torch.Size(self.shape), generator).to(dtype)
+
+
+def random_shards(config: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> Shards:
+    """The tensors of a decoder without any file; the same each time."""
+    return Shards({n: Made(n, tuple(shape), dtype) for n, shape in _shapes(config).items()})  # type: ignore[misc]
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in new_decoder(config).state_dict().items()}
     if config["tie_word_embeddings"]:
         del shapes["lm_head.weight"]
+    return shapes
+
+
+def _parts(config: dict[str, Any], shard: int, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
     part: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
+    for name, shape in _shapes(config).items():
         part[name] = _random(name, shape, generator).to(dtype)
         if sum(tensor.nbytes for tensor in part.values()) >= shard:
             yield part

@@ -111,6 +111,80 @@ def test_models_are_listed_with_what_they_read(capsys: pytest.CaptureFixture[str
     assert printed(capsys)["models"][0]["name"] == "built-in"
 
 
+def test_models_are_listed_fast_and_without_torch() -> None:
+    program = (
+        "import sys, time\nfrom MedVLMReaderLib.cli import main\nassert main(['models']) == 0\n"
+        "assert not {'numpy', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
+        "print(time.process_time(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stderr) <= 0.5
+
+
+def test_every_model_says_what_memory_it_needs_and_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models", "--json") == 0
+    found = printed(capsys)
+    rows = {row["name"]: row for row in found["models"]}
+    assert rows["built-in"]["fits"] == "fp32"
+    assert rows["built-in"]["tried"]
+    assert not rows["med3dvlm"]["tried"]
+    assert set(rows["med3dvlm"]["memory_bytes"]) == {"fp32", "bf16", "int8", "nf4"}
+    for row in rows.values():
+        fits = row["fits"]
+        assert fits is None or row["memory_bytes"][fits] <= found["free_bytes"]
+    assert rows["medgemma-1.5"]["gated"]
+
+
+def test_what_is_installed_and_what_is_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert run("models", "--installed") == 0
+    assert "Nothing of the hub" in capsys.readouterr().out
+    assert run("models", "--remove", "m3d-clip") == 1
+    assert "'m3d-clip' is not in the cache" in capsys.readouterr().err
+    part = tmp_path / "models--GoodBaiBai88--M3D-CLIP" / "blobs" / "half"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half")
+    assert run("models", "--installed", "--json") == 0
+    assert [(one["name"], one["whole"]) for one in printed(capsys)["models"]] == [("GoodBaiBai88/M3D-CLIP", False)]
+    assert run("models", "--remove", "m3d-clip") == 0
+    assert not part.parent.parent.exists()
+
+
+def test_a_model_that_is_not_here_and_may_not_be_fetched_says_how_to_get_it(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert run("read", scan, "--model", "med3dvlm", "--offline", "--out", tmp_path / "out") == 1
+    assert "medvlmreader models --get MagicXin/Med3DVLM-Qwen-2.5-7B" in capsys.readouterr().err
+
+
+def test_a_precision_is_typed_and_kept_with_the_reading(
+    scan: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("ask", scan, "Is there a nodule?", "--model", tiny_model, "--longest", 3, "--no-heatmaps", "--json")
+    assert run(*words, "--precision", "bf16", "--device", "cpu", "--out", tmp_path / "out") == 0
+    assert printed(capsys)["options"]["precision"] == "bf16"
+    assert run(*words, "--precision", "fp16", "--out", tmp_path / "out") == 1
+    assert "fp16 is not offered" in capsys.readouterr().err
+
+
+def test_a_check_of_a_model_says_what_fewer_bits_cost(
+    tiny_model: Path, scan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from MedVLMReaderLib import check
+    from MedVLMReaderLib.files import read
+
+    monkeypatch.setattr(check, "sample", lambda: read(scan))
+    assert run("check", "--model", tiny_model, "--json") == 0
+    full, *others = printed(capsys)["fidelity"]
+    assert (full["precision"], full["top_1"], full["divergence"], full["report"]) == ("fp32", 1.0, 0.0, 1.0)
+    assert [one["precision"] for one in others] == ["bf16", "int8", "nf4"]
+    assert all(0 <= one["top_1"] <= 1 and one["divergence"] >= 0 for one in others)
+    assert others[0]["divergence"] < others[2]["divergence"]
+
+
 # Reading and asking
 
 

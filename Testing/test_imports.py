@@ -87,6 +87,7 @@ RULES = {
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),
+    "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} training training.* evaluation evaluation.*",

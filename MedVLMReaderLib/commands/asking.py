@@ -24,7 +24,7 @@ def read(arguments: Namespace) -> int:
     volume = scan(arguments.study, arguments.series)
     out = arguments.out or Path("readings") / volume.source
     check_writable(out)
-    reader = loaded(arguments.model)
+    reader = loaded(arguments.model, arguments)
     return _asked(reader, volume, reader.model.report_request(), out, arguments)
 
 
@@ -34,7 +34,7 @@ def ask(arguments: Namespace) -> int:
     mark = hashlib.sha256(arguments.question.encode()).hexdigest()[:6]
     out = arguments.out or Path("readings") / f"{volume.source}-{mark}"  # beside the report, not over it
     check_writable(out)
-    return _asked(loaded(arguments.model), volume, arguments.question, out, arguments)
+    return _asked(loaded(arguments.model, arguments), volume, arguments.question, out, arguments)
 
 
 def _asked(reader: Reader, volume: Volume, question: str, out: Path, arguments: Namespace) -> int:

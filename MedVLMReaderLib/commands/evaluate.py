@@ -15,7 +15,7 @@ def evaluate(arguments: Namespace) -> None:
     """Measure, and print the figures."""
     if arguments.out:
         check_writable(arguments.out.parent)
-    reader = loaded(arguments.model)
+    reader = loaded(arguments.model, arguments)
     from tqdm import tqdm
 
     from MedVLMReaderLib.evaluation.phantom import evaluate as measured

@@ -20,11 +20,11 @@ def preview(arguments: Namespace) -> None:
     """Draw the sheet of pictures."""
     from MedVLMReaderLib.pictures import sheet
 
-    recipe = recipe_of(arguments.model)
+    recipe = recipe_of(arguments.model, arguments)
     volume = scan(arguments.study, arguments.series)
     out = arguments.out or Path("readings") / volume.source / "preview.png"
     check_writable(out.parent)
-    shown, notes = _shown(volume, recipe, arguments.model)
+    shown, notes = _shown(volume, recipe, arguments)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet(list(shown.values()), path=out, titles=list(shown))
@@ -46,15 +46,12 @@ def preview(arguments: Namespace) -> None:
     say(f"File: {out}")
 
 
-def recipe_of(model: str) -> Recipe | None:
+def recipe_of(model: str, how: Namespace | None = None) -> Recipe | None:
     """The recipe in the model's config.json, without loading the model; None where it has none of its own."""
-    from MedVLMReaderLib.models import CARDS
+    from MedVLMReaderLib.hub import find
     from MedVLMReaderLib.preparation import Recipe
-    from MedVLMReaderLib.resources import resource
 
-    folder = resource(CARDS[model].source) if model in CARDS else Path(model)
-    if not folder.is_dir():
-        raise ReaderError(f"No model '{model}'. Known: {', '.join(sorted(CARDS))}; or give a model's folder.")
+    folder = find(model, revision=how.revision if how else None, offline_only=bool(how and how.offline)).folder
     try:
         config = json.loads((folder / "config.json").read_text())
         return Recipe.from_json(config["recipe"]) if "recipe" in config else None
@@ -64,10 +61,10 @@ def recipe_of(model: str) -> Recipe | None:
         raise ReaderError(f"config.json of '{folder}' cannot be read ({error}). Get the model again.") from None
 
 
-def _shown(volume: Volume, recipe: Recipe | None, model: str) -> tuple[dict[str, Volume], tuple[str, ...]]:
+def _shown(volume: Volume, recipe: Recipe | None, arguments: Namespace) -> tuple[dict[str, Volume], tuple[str, ...]]:
     """Stacks by their titles, and what was assumed."""
     if recipe is None:
-        prepared: Any = loaded(model).model.prepared([volume], None)
+        prepared: Any = loaded(arguments.model, arguments).model.prepared([volume], None)
         return {f"stack {n}": stack for n, stack in enumerate(prepared, start=1)}, volume.notes
     from MedVLMReaderLib.preparation import notes, stacks
 

@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -102,13 +104,37 @@ class Stop:
         os.write(2, b"\nStopping; what was written is kept. Ctrl-C again ends at once.\n")
 
 
-def loaded(model: str) -> Reader:
-    """The reader with a model. Raises ReaderError where a package is missing or the model is not what it should be."""
+def loaded(model: str, how: Namespace | None = None) -> Reader:
+    """The reader with a model, loaded as the options say.
+
+    Raises ReaderError where a package is missing, or the model cannot be had or is not what it should be.
+    """
     step(f"Loading the model '{model}' ...")
     loaded_packages()
     from MedVLMReaderLib.reader import load
 
-    return load(model)
+    if how is None:
+        return load(model)
+    with arriving() as progress:
+        return load(
+            model, precision=how.precision, device=how.device, revision=how.revision, offline=how.offline,
+            progress=progress,
+        )  # fmt: skip
+
+
+@contextmanager
+def arriving() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far a model's files are, on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as shown:
+
+        def told(name: str, done: int, total: int) -> None:
+            shown.set_description(name, refresh=False)
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield told
 
 
 def loaded_packages() -> None:
