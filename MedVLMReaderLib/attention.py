@@ -36,8 +36,11 @@ def log_likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: S
     prompt = model.prompt(seen, messages)
     answer = torch.tensor(ids, device=prompt.inputs.device)
     told = model.decoder.get_input_embeddings()(answer)[None]
-    scores = model.decoder(inputs_embeds=torch.cat([prompt.inputs, told], 1), use_cache=False).logits[0]
-    said = scores[prompt.inputs.shape[1] - 1 : -1].float().log_softmax(-1)
+    scores = model.decoder(
+        inputs_embeds=torch.cat([prompt.inputs, told], 1), use_cache=False, logits_to_keep=len(answer) + 1,
+        **prompt.with_answer(len(answer)),
+    ).logits[0]  # fmt: skip
+    said = scores[:-1].float().log_softmax(-1)
     return said.gather(1, answer[:, None])[:, 0]
 
 

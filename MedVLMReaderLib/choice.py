@@ -16,7 +16,7 @@ from MedVLMReaderLib.memory import CONTEXT, PRECISIONS, SMALL, DecoderShape, Pre
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.quantise import stored_precision
 from MedVLMReaderLib.study import Model
-from MedVLMReaderLib.weights import Checkpoint, Shards, written_config
+from MedVLMReaderLib.weights import Checkpoint, Shards, system_of, written_config
 
 
 def chosen_device(wanted: str | None) -> str:
@@ -132,15 +132,31 @@ def _bytes(
     checkpoint: Checkpoint, precisions: tuple[Precision, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Precision, int]:
     """What the model needs in each precision, by its shapes."""
-    decoder = DecoderShape.from_config(decoder_part(written_config(checkpoint.folder)))
+    part, tokens = _decoder(checkpoint)
+    decoder = DecoderShape.from_config(part)
     total = sum(prod(shape) for shape in shapes.values())
     encoder = max(0, total - decoder.parameters)
     card = CARDS.get(checkpoint.name)
     context, seeing = (card.context, card.seeing_bytes) if card else (CONTEXT, 0)
+    context, prompt = (tokens, tokens) if tokens else (context, None)  # pictures of slices all go in at once
     return {
-        one: needed(decoder, one, encoder, context=context, device=checkpoint.device, seeing=seeing).total
+        one: needed(
+            decoder, one, encoder, context=context, prompt=prompt, device=checkpoint.device, seeing=seeing
+        ).total
         for one in precisions
-    }
+    }  # fmt: skip
+
+
+def _decoder(checkpoint: Checkpoint) -> tuple[dict[str, Any], int]:
+    """The decoder's sizes, and the tokens that a study with its chat takes where pictures take most of them, else 0.
+
+    Configurations from the hub leave out what their class knows by itself: for those, the file of the system is asked.
+    """
+    if system_of(checkpoint.folder) != "huggingface":
+        return decoder_part(written_config(checkpoint.folder)), 0
+    from MedVLMReaderLib.models.huggingface import sizes_of  # imported when it is wanted: it needs much of transformers
+
+    return sizes_of(checkpoint.folder)
 
 
 def decoder_part(config: dict[str, Any]) -> dict[str, Any]:

@@ -127,10 +127,11 @@ class Reader:
         messages = [*history, Message("user", question.strip())]
         began = time.monotonic()
         answer = Answer(self.model.tokenizer)
+        ends = {self.model.tokenizer.eos_token_id, *getattr(self.model, "ends", ())}  # some have several
         for token in self._tokens(seen, messages, options):
             if stopped() or len(answer.ids) >= options.longest:
                 break
-            if token == self.model.tokenizer.eos_token_id:
+            if token in ends:
                 answer.complete = True
                 break
             if new := answer.take(token):
@@ -159,12 +160,13 @@ class Reader:
             raise ReaderError(
                 f"The question makes {prompt.inputs.shape[1]} tokens; this model reads {room}. Ask a shorter one."
             )
-        choose, cache, inputs = chooser(options), DynamicCache(), {"inputs_embeds": prompt.inputs}
-        for _ in range(room - prompt.inputs.shape[1]):
-            scores = self.model.decoder(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+        choose, cache, inputs = chooser(options), DynamicCache(), {"inputs_embeds": prompt.inputs, **prompt.extras}
+        for written in range(room - prompt.inputs.shape[1]):
+            out = self.model.decoder(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            scores = out.logits[:, -1]
             token = choose(scores)
             yield token
-            inputs = {"input_ids": torch.tensor([[token]], device=scores.device)}
+            inputs = {"input_ids": torch.tensor([[token]], device=scores.device), **prompt.after(written)}
 
     def _traces(self, seen: Seen, messages: Sequence[Message], answer: Answer) -> tuple[Trace, ...]:
         spans = sentence_spans(answer.text)

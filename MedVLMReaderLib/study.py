@@ -51,6 +51,32 @@ class Prompt:
     """(1, length, decoder width) embeddings."""
     visual_positions: tuple[int, ...]
     """Where in the sequence the visual tokens stand, in the order of `Seen.tokens`."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Further arguments of the decoder's call that reads `inputs`; empty for an ordinary causal language model.
+
+    For tokens after the prompt: `position_ids` (axes, 1, length) go on by one on every axis, and each later call is
+    given its own; marks (1, length) of what a position holds are 0; anything else belongs to the prompt alone.
+    """
+
+    def with_answer(self, count: int) -> dict[str, Tensor]:
+        """`extras` for one call that reads the prompt and `count` tokens of an answer after it."""
+        return {name: _longer(name, extra, count) for name, extra in self.extras.items()}
+
+    def after(self, written: int) -> dict[str, Tensor]:
+        """What the call must be told that reads one more token, after the prompt and `written` tokens."""
+        positions = self.extras.get("position_ids")
+        return {} if positions is None else {"position_ids": positions[..., -1:] + 1 + written}
+
+
+def _longer(name: str, extra: Tensor, count: int) -> Tensor:
+    if name != "position_ids" and extra.ndim != 2:
+        return extra
+    length = extra.shape[-1]
+    out = extra.new_zeros((*extra.shape[:-1], length + count))
+    out[..., :length] = extra
+    if name == "position_ids":
+        out[..., length:] = extra[..., -1:] + extra.new_tensor(range(1, count + 1))
+    return out
 
 
 class Model(Protocol):

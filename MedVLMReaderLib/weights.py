@@ -165,7 +165,7 @@ def filled(
     Strict: ReaderError names what is missing, left over or of another shape, before any memory is taken. Of tensors
     that the network ties together, the file has the first. What lies below `given` in the network is filled already.
     """
-    network = _built(build, tensors, given=given)
+    network = built(build, tensors, given=given)
     placed(network, tensors, encoder_dtype(device), device, given=given)
     for part in network.modules():
         if isinstance(part, transformers.PreTrainedModel) and not given:
@@ -188,7 +188,7 @@ def filled_decoder(
     stored = stored_precision(tensors)
     if stored and stored != precision:
         raise ReaderError(f"This copy holds its decoder in {stored}; {precision} needs the model it was made from.")
-    decoder = _built(lambda: new_decoder(config), tensors, below=below)
+    decoder = built(lambda: new_decoder(config), tensors, below=below)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     taken: set[str] = set()
     if precision in KINDS:
@@ -238,7 +238,7 @@ class Weightless(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _built(build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given: str = "", below: str = "") -> Network:
+def built(build: Callable[[], Network], tensors: Mapping[str, Tensor], *, given: str = "", below: str = "") -> Network:
     """The network without its weights, once it is clear that the tensors are its own."""
     try:
         with torch.device("meta"):  # sizes without memory: those of a broken file may be anything

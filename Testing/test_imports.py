@@ -38,7 +38,8 @@ class Rule:
 GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
 LEARNED = (
-    "models models.* memory shards quantise weights attention preparation block reading resources hub choice copies"
+    "models models.* memory shards quantise weights attention preparation block pages reading resources hub choice "
+    "copies"
 )
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -63,6 +64,7 @@ RULES = {
     "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
     "preparation": Rule("geometry volume", "numpy"),
     "block": Rule("geometry volume", "numpy"),
+    "pages": Rule("geometry volume", "numpy"),
     "resources": Rule(),
     "models": Rule(),
     "memory": Rule(),
@@ -75,16 +77,19 @@ RULES = {
     "models.vit3d": Rule("geometry", "torch"),
     "models.dcformer": Rule("", "torch"),
     "models.sentencepiece": Rule("", "torch transformers tokenizers"),
+    "models.families": Rule("geometry", "numpy torch transformers"),
+    "models.published": Rule("models.families weights", "transformers"),
     "models.*": Rule(
-        "geometry volume study preparation block memory shards quantise weights models models.layers models.domain "
-        "models.vit3d models.sentencepiece models.dcformer models.one_block",
+        "geometry volume study preparation block pages memory shards quantise weights models models.layers "
+        "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
+        "models.published",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
-    "choice": Rule("memory models quantise study weights", "torch"),
+    "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
     ),
