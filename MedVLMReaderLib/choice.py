@@ -18,6 +18,9 @@ from MedVLMReaderLib.quantise import stored_precision
 from MedVLMReaderLib.study import Model
 from MedVLMReaderLib.weights import Checkpoint, Shards, system_of, written_config
 
+ROUGHLY = {"fp32": 4.0, "bf16": 2.0, "int8": 1.3, "nf4": 0.9}
+"""Bytes a parameter where nothing but their number is known: embeddings stay in 16 bits."""
+
 
 def chosen_device(wanted: str | None) -> str:
     """cuda, mps or cpu. ReaderError where the one asked for is not there."""
@@ -73,7 +76,9 @@ def loaded(
         trying = replace(checkpoint, precision=precision)
         try:
             return build(trying), trying
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
             _free(checkpoint.device)
             if n + 1 == len(order):
                 raise ReaderError(
@@ -83,6 +88,11 @@ def loaded(
             note = f"The memory of '{checkpoint.device}' ran out in {precision}; the decoder is kept in {order[n + 1]}."
             checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
     raise AssertionError("no precision")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def precisions_of(checkpoint: Checkpoint, wanted: str = "auto") -> tuple[Precision, ...]:
@@ -132,11 +142,16 @@ def _bytes(
     checkpoint: Checkpoint, precisions: tuple[Precision, ...], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Precision, int]:
     """What the model needs in each precision, by its shapes."""
-    part, tokens = _decoder(checkpoint)
-    decoder = DecoderShape.from_config(part)
-    total = sum(prod(shape) for shape in shapes.values())
+    total, card = sum(prod(shape) for shape in shapes.values()), CARDS.get(checkpoint.name)
+    tokens = 0
+    try:
+        part, tokens = _decoder(checkpoint)
+        decoder = DecoderShape.from_config(part)
+    except ReaderError:  # some published configurations leave out what is transformers' default
+        if card is None or not card.decoder:
+            return {one: int(total * ROUGHLY[one]) + (1 << 30) for one in precisions}
+        decoder = DecoderShape.from_config(card.decoder)
     encoder = max(0, total - decoder.parameters)
-    card = CARDS.get(checkpoint.name)
     context, seeing = (card.context, card.seeing_bytes) if card else (CONTEXT, 0)
     context, prompt = (tokens, tokens) if tokens else (context, None)  # pictures of slices all go in at once
     return {

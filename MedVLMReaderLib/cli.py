@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("medvlmreader: interrupted.", file=sys.stderr)
         return INTERRUPTED
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; it is not imported here
+            raise
+        print("medvlmreader: the GPU's memory ran out. Try --precision nf4, or --device cpu.", file=sys.stderr)
+        return WRONG
 
 
 def _printed(code: int) -> int:

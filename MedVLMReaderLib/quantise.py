@@ -244,8 +244,26 @@ def whole_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, 
     out = {}
     for name, shape in shapes.items():
         base, _, suffix = name.rpartition(".")
-        if not base.endswith(".weight"):
+        scales = {kind.suffixes[1]: of for of, kind in KINDS.items()}
+        if not base.endswith(".weight") or suffix not in KINDS.keys() | scales.keys():
             out[name] = shape
         elif suffix in KINDS:
-            out[base] = shape if suffix == "int8" else (shape[0], 2 * shape[-1])
+            out[base] = shape if suffix == "int8" or not shape else (*shape[:-1], 2 * shape[-1])
+        elif f"{base}.{scales[suffix]}" not in shapes:
+            out[name] = shape  # scales of nothing
     return out
+
+
+def check_parts(kind: str, codes: Tensor, scales: Tensor, layer: nn.Linear, name: str) -> None:
+    """ReaderError where stored codes and scales are not those of a layer: bitsandbytes would read beyond them."""
+    rows, columns = layer.out_features, layer.in_features
+    wanted = {
+        "int8": ((torch.int8, (rows, columns)), (torch.float32, (rows,))),
+        "nf4": ((torch.uint8, (rows, columns // 2)), (torch.bfloat16, (rows, columns // BLOCK))),
+    }[kind]
+    for tensor, (dtype, shape) in zip((codes, scales), wanted, strict=True):
+        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise ReaderError(
+                f"The codes or scales of '{name}' are {tensor.dtype} {tuple(tensor.shape)}, the model needs {dtype} "
+                f"{shape}. Make the copy again."
+            )

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import SYSTEMS
-from MedVLMReaderLib.quantise import KINDS, linears, stored_precision, whole_shapes
+from MedVLMReaderLib.quantise import KINDS, check_parts, linears, stored_precision, whole_shapes
 from MedVLMReaderLib.shards import SINGLE, damaged, translated, weight_files
 from MedVLMReaderLib.shards import Shards as Shards
 
@@ -213,7 +213,10 @@ def place_quantised(
         own = [f"{name}.bias"] if layer.bias is not None else []
         bias = read(tensors, own[0], torch.bfloat16, device) if own else None
         if parts[0] in tensors:
+            if missing := [part for part in parts if part not in tensors]:
+                raise ReaderError(f"The copy lacks the tensor '{missing[0]}'. Make it again.")
             codes, scales = (tensors[part].to(device) for part in parts)
+            check_parts(precision, codes, scales, layer, name)
             new: nn.Module = kind(codes, scales, bias)
         else:
             parts = [f"{name}.weight"]

@@ -103,6 +103,21 @@ def test_where_memory_runs_out_on_the_way_the_next_precision_is_taken_and_said(t
     ]  # fmt: skip
 
 
+def test_sizes_that_a_configuration_leaves_out_are_taken_from_the_card_or_guessed(tiny_model, tmp_path, monkeypatch):
+    import json
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["decoder"]["num_attention_heads"]
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = choice.Shards.open(folder).shapes
+    guessed = choice._bytes(Checkpoint(folder, "tiny", "0"), PRECISIONS, shapes)
+    assert sorted(guessed.values(), reverse=True) == list(guessed.values())
+    named = choice._bytes(Checkpoint(folder, "medgemma-1.5", "0"), PRECISIONS, shapes)
+    assert named["nf4"] > 2e9
+
+
 def test_where_memory_runs_out_in_every_precision_it_is_an_answer_and_no_crash(tiny_model):
     def build(checkpoint: Checkpoint) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")

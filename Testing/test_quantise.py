@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
@@ -204,6 +206,29 @@ def test_a_copy_that_is_not_whole_is_refused(copied, how):
     if how == "missing":
         path.unlink()
     with pytest.raises(ReaderError, match=r"model-00001\.safetensors is missing or of another size"):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update({"x.absmax": t["x.absmax"][:-1].clone()}), r"codes or scales of 'model\.layers\.0"),
+        (lambda t: t.update({"x.nf4": t["x.nf4"].float()}), r"codes or scales"),
+        (lambda t: t.pop("x.absmax"), r"lacks the tensor"),
+        (lambda t: t.pop("x.nf4"), r"tensor 'decoder"),
+        (lambda t: t.update({"x.more": t["x.nf4"].clone()}), r"x\.more|weight\.more"),
+    ],
+)
+def test_codes_and_scales_that_are_not_the_layers_are_refused_before_anything_reads_them(copied, change, said):
+    layer, file = "decoder.model.layers.0.mlp.up_proj.weight", copied / "model-00001.safetensors"
+    tensors = {name.replace(layer, "x"): tensor for name, tensor in load_file(file).items()}
+    change(tensors)
+    tensors = {name.replace("x.", f"{layer}.") if name.startswith("x.") else name: t for name, t in tensors.items()}
+    save_file(tensors, file)
+    (copied / FILE).unlink()
+    index = {"weight_map": dict.fromkeys(tensors, file.name)}
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ReaderError, match=said):
         load(copied)
 
 
