@@ -26,9 +26,11 @@ class Turn:
 
 
 def turns(truth: Truth, rng: random.Random, count: int) -> list[Turn]:
-    """The report and `count` other exchanges of a made study."""
+    """The report and `count` other exchanges of a made study, three in four of them closed."""
     asked = questions(truth, rng)
-    chosen = rng.sample(asked, min(count, len(asked)))
+    closed, free = [q for q in asked if q.closed], [q for q in asked if not q.closed]
+    chosen = rng.sample(closed, min(count * 3 // 4, len(closed)))
+    chosen += rng.sample(free, min(count - len(chosen), len(free)))
     request = REPORT_REQUESTS[0] if rng.random() < 0.6 else rng.choice(REPORT_REQUESTS)
     return [Turn(request, report(truth)), *(Turn(q.question, q.answer) for q in chosen)]
 
