@@ -36,8 +36,10 @@ lint: $(VENV)/.ready-test  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.ready-models  ## what starting and reading cost here, and how good the built-in model is
-	@$(OFFLINE) $(BIN)/python Testing/bench.py
+BENCHMARKS := Testing.bench $(addprefix Testing.benchmarks.,dcformer memory loading fidelity)
+bench: $(VENV)/.ready-test  ## what starting, reading and loading cost here, and how good the built-in model is
+	@missed=; for one in $(BENCHMARKS); do echo "$$one"; $(OFFLINE) $(BIN)/python -m $$one || missed="$$missed $$one"; done; \
+	  [ -z "$$missed" ] || { echo "Missed:$$missed"; exit 1; }
 
 gpu-bench: $(VENV)/.ready-models  ## what decoders of 4 and 7 billion parameters cost on this GPU
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantised]'
