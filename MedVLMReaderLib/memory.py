@@ -21,6 +21,8 @@ CONTEXT = 2048
 """Tokens of prompt and answer together that a study with its chat is taken to need."""
 SMALL = 10**9
 """Up to so many parameters the decoder is kept in 32 bits on a CPU: it costs little, and nothing is lost."""
+WORKSPACE = 32 << 20
+"""What matrix products and quantising keep for themselves on a CPU, about; measured."""
 BLOCK = 64
 """Weights that share a scale in NF4."""
 
@@ -135,10 +137,11 @@ def activation_bytes(decoder: DecoderShape, precision: Precision, tokens: int, *
     passing = tokens * (2 * decoder.width + attention + 3 * decoder.inner) * size
     if precision == "int8":  # 8-bit inputs and 32-bit sums beside them
         passing += tokens * (decoder.inner * 6)
-    if precision != "fp32" and not device.startswith("cuda"):
-        # to score the next word, a CPU puts the vocabulary's matrix into another order first
-        passing = max(passing, decoder.vocabulary * decoder.width * size)
-    return passing
+    if device.startswith("cuda"):
+        return passing
+    # to score the next word in 16 bits, a CPU puts the vocabulary's matrix into another order first; what the layers
+    # freed before that stays with the program
+    return passing + WORKSPACE + (0 if precision == "fp32" else decoder.vocabulary * decoder.width * size)
 
 
 def free_memory(device: str = "cpu") -> int:
