@@ -18,7 +18,7 @@ STAGES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     ),
     "language": ("the decoder, on perfect visual tokens", ()),
     "words": (
-        "Z-former, perceiver and decoder, on the features",
+        "Z-former and perceiver, between encoder and decoder",
         (("features/*.safetensors", "features"), ("language/checkpoint.safetensors", "language")),
     ),
     "export": (

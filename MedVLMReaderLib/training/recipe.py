@@ -4,7 +4,7 @@ data      made studies, prepared              runs/data/SEED.npz
 encoder   dense supervision of the slices     runs/encoder/
 features  every study through the encoder     runs/features/SEED.safetensors
 language  the decoder, on perfect tokens      runs/language/
-words     Z-former, perceiver and decoder     runs/words/
+words     Z-former and perceiver between both  runs/words/
 export    the model as the reader loads it    a folder
 """
 
@@ -73,7 +73,7 @@ TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST
 
 ENCODER = Schedule(steps=5000, learning_rate=2e-3)
 LANGUAGE = Schedule(steps=4000, learning_rate=1.5e-3)
-WORDS = Schedule(steps=4000, learning_rate=1e-3)
+WORDS = Schedule(steps=4000, learning_rate=1.5e-3)
 
 
 THINNED = 0.8
@@ -183,13 +183,13 @@ def _language(writer: Writer) -> nn.Module:
 
 
 def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
-    """Z-former, perceiver and decoder on features that stay as they are."""
+    """Z-former and perceiver, between an encoder and a decoder that stay as they are."""
     tokenizer = tokenizer_of(runs, plan.texts)
     writer = new_writer(tokenizer, plan.seed)
     _language(writer).load_state_dict(weights_in(load_file(runs / "language" / "checkpoint.safetensors")))
     studies = Studies(runs / "features", SIZES.patch, plan.seed)
     centred(writer.bridge, studies.mean())
-    writer.teller.requires_grad_(False)
+    _language(writer).requires_grad_(False)
 
     last = int((1 - THINNED) * plan.words.steps)
     batches = Ahead(lambda step: studies.at(step, plan.words_studies, plan.asked, step < plan.words.steps - last))

@@ -74,13 +74,13 @@ class Writer(nn.Module):
             latents = latents + attend.gathered(q, k, v)
             latents = latents + feed(latents)
         tokens = self.bridge.to_decoder(perceiver.norm(latents)[0])
-        return tokens, {"told": self._apart(tokens, features), "looked": torch.stack(missed).mean()}
+        return tokens, {"told": 3 * self._apart(tokens, features), "looked": 0.3 * torch.stack(missed).mean()}
 
     def _apart(self, tokens: Tensor, features: StudyFeatures) -> Tensor:
         said = told(features.truth, features.planes[0].centre)
         wanted = (self.rest + self.teller(said)).detach()
         apart = (tokens - wanted).square().mean(-1) / self.teller.loudness()
-        weights = torch.cat([1 + FOUND_COUNTS * said.parts.amax(1), torch.full((len(STRUCTURES) + 1,), 8.0)])
+        weights = torch.cat([1 + FOUND_COUNTS * said.parts.amax(1), torch.tensor([8.0] * len(STRUCTURES) + [40.0])])
         return (apart * weights).sum() / weights.sum()
 
     def words(self, visual: Sequence[Tensor], turns: Sequence[Sequence[Turn]], tokenizer: Any) -> Tensor:
