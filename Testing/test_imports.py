@@ -86,12 +86,17 @@ RULES = {
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
+    "calibration": Rule(),
+    "looking": Rule("geometry study attention reading", "numpy torch"),
+    "verification": Rule("geometry volume study heatmap attention", "numpy scipy torch"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
     "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
     "reader": Rule(
-        f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
+        f"{GROUND} {LEARNED} heatmap calibration looking verification",
+        "numpy torch transformers tokenizers safetensors",
+        ours_inside="models.*",
     ),
     "retrieval": Rule(
         "block choice dicom dicom_slices files geometry hub models reading volume weights",
