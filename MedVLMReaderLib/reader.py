@@ -183,7 +183,7 @@ class Reader:
         check_method(method)
         said = reading.text if text is None else text
         messages = [*history, Message("user", reading.question)]
-        answer, spans = self._forced(seen, messages, said), stretches(said, seen.token_map, method)
+        answer, spans = self.forced(seen, messages, said), stretches(said, seen.token_map, method)
         rows = answer.rows_of(spans, said)
         if method == "relevance":
             return with_trace(reading, said, relevance_trace(self.model, seen, messages, answer.ids, spans, rows))
@@ -202,6 +202,7 @@ class Reader:
         reading: Reading,
         words: str | Span | int | None,
         *,
+        method: str | None = None,
         view: View | None = None,
         history: Sequence[Message] = (),
         regions: int = 16,
@@ -214,11 +215,11 @@ class Reader:
         """
         check_same(self.model, seen, reading)
         messages, span = [*history, Message("user", reading.question)], reading.span(words)
-        answer = self._forced(seen, messages, reading.text)
+        answer = self.forced(seen, messages, reading.text)
         return verified(
             self.model, [volumes] if isinstance(volumes, Volume) else list(volumes), seen, messages, answer.ids,
-            answer.rows_of([span], reading.text)[0], reading.heatmap(span), view=view, regions=regions, seed=seed,
-            progress=progress,
+            answer.rows_of([span], reading.text)[0], reading.heatmap(span, method), view=view, regions=regions,
+            seed=seed, progress=progress,
         )  # fmt: skip
 
     @property
@@ -226,7 +227,7 @@ class Reader:
         """Which heads localise, as found beside the model's files; None where that was never looked for."""
         return found_calibration(self.checkpoint.folder, self.model.revision) if self.checkpoint else None
 
-    def _forced(self, seen: Seen, messages: Sequence[Message], text: str) -> Answer:
+    def forced(self, seen: Seen, messages: Sequence[Message], text: str) -> Answer:
         """A text as the tokens of an answer; ReaderError where it is empty or too long for the model."""
         answer = Answer(self.model.tokenizer)
         for token in self.model.tokenizer.encode(text, add_special_tokens=False):

@@ -40,8 +40,7 @@ class Trace:
     weights: Array
     """(rows, cells) float16 or float32, 0 or more, cells in the order of the grids; rows have no common scale."""
     how: dict[str, Any] = field(default_factory=dict)
-    """What else is known of it, as plain data. Of attention: which heads, and `image_share`, one a row, the share of all
-    attention that lies on the image."""
+    """What else is known, as plain data. Of attention: which heads, and `image_share`, one a row, of all attention."""
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 2 or len(self.weights) != len(self.spans):

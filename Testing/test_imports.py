@@ -61,6 +61,8 @@ RULES = {
     "phantom_report": Rule("truth"),
     "heatmap": Rule("geometry volume", "numpy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
+    "slices": Rule("geometry volume heatmap", "numpy"),
+    "report_page": Rule("reading volume slices", "numpy"),
     "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
     "preparation": Rule("geometry volume", "numpy"),
     "block": Rule("geometry volume", "numpy"),
@@ -112,6 +114,14 @@ RULES = {
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader training.made_data"
+    ),
+    "evaluation.calibration": Rule(
+        f"{GROUND} {MADE} reading calibration evaluation evaluation.*",
+        "numpy scipy",
+        ours_inside="attention looking reader",
+    ),
+    "evaluation.verification": Rule(
+        f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
     ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "check": Rule("geometry volume files reading resources", "numpy"),

@@ -452,7 +452,7 @@ class SeenPlanes(Seen):
 
 
 def _at_cells(plane: PlaneFeatures, read: Tensor) -> Tensor:
-    """(rows, cells) of a plane from what was read of its slices and, where there are such, of its patches after them."""
+    """(rows, cells) of a plane from what was read of its slices and, where there are such, its patches."""
     count, down, across = plane.grid.shape
     kept = plane.kept.to(read.device)
     at = torch.div(kept, down * across, rounding_mode="floor")
