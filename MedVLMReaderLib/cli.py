@@ -60,9 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"medvlmreader {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (
-            _models, _read, _ask, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate, _evaluate,
-    ):  # fmt: skip
+    for add in _ALL:
         add(commands)
     return whole
 
@@ -268,6 +266,11 @@ def _evaluate(commands: Commands) -> None:
     command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
+
+
+_ALL = (
+    _models, _read, _ask, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate, _evaluate,
+)  # fmt: skip
 
 
 # Options of several commands

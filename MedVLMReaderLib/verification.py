@@ -145,7 +145,8 @@ def elsewhere(region: Volume, scan: Volume, count: int, rng: np.random.Generator
     free, itself = np.argwhere(inside), replace(region, values=region.values.astype(np.uint8))
     found = 0
     for _ in range(60 * count if len(free) else 0):
-        move = scan.grid.to_world(free[rng.integers(len(free))]) - cells.mean(0)
+        step = np.rint(free[rng.integers(len(free))] - scan.grid.to_index(cells.mean(0)))  # whole voxels: equal size
+        move = scan.grid.affine[:3, :3] @ step
         if np.nan_to_num(within.at(cells + move)).mean() < 0.9 or np.nan_to_num(itself.at(cells + move)).mean() > 0.25:
             continue
         yield replace(region, grid=_moved(region.grid, move))

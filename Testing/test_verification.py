@@ -104,7 +104,7 @@ def test_regions_elsewhere_are_as_large_lie_in_the_body_and_hardly_on_the_first(
     assert len(places) == 16
     for place in places:
         mask = mask_of(place, torso.grid)
-        assert mask.sum() == pytest.approx(first.sum(), rel=0.35)  # turned voxels, moved by a part of one
+        assert mask.sum() == first.sum()
         assert inside[mask].mean() > 0.8
         assert (mask & first).sum() < first.sum() / 2
     again = elsewhere(region, torso, 1, np.random.default_rng(0))
