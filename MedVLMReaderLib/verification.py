@@ -140,15 +140,18 @@ def elsewhere(region: Volume, scan: Volume, count: int, rng: np.random.Generator
 
     Fewer than `count` where hardly any place is free.
     """
-    inside = body(scan)
-    within, cells = replace(scan, values=inside.astype(np.uint8)), _centres(region)
-    free, itself = np.argwhere(inside), replace(region, values=region.values.astype(np.uint8))
+    inside, itself = body(scan), mask_of(region, scan.grid)
+    free, voxels = np.argwhere(inside), np.argwhere(itself)
     found = 0
-    for _ in range(60 * count if len(free) else 0):
-        step = np.rint(free[rng.integers(len(free))] - scan.grid.to_index(cells.mean(0)))  # whole voxels: equal size
-        move = scan.grid.affine[:3, :3] @ step
-        if np.nan_to_num(within.at(cells + move)).mean() < 0.9 or np.nan_to_num(itself.at(cells + move)).mean() > 0.25:
+    for _ in range(60 * count if len(free) and len(voxels) else 0):
+        step = np.rint(free[rng.integers(len(free))] - voxels.mean(0)).astype(int)  # whole voxels: equal size
+        there = voxels + step
+        if (there < 0).any() or (there >= inside.shape).any():
             continue
+        at = tuple(there.T)
+        if inside[at].mean() < 0.9 or itself[at].mean() > 0.25:
+            continue
+        move = scan.grid.affine[:3, :3] @ step
         yield replace(region, grid=_moved(region.grid, move))
         found += 1
         if found == count:
