@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"medvlmreader {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_models, _read, _ask, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _evaluate):
+    for add in _ALL:
         add(commands)
     return whole
 
@@ -140,8 +140,13 @@ def _ask(commands: Commands) -> None:
 def _heatmap(commands: Commands) -> None:
     command = _add(
         commands, "heatmap", "heatmap:heatmap", "draw where the model looked for a part of a kept reading",
-        "Reads the folder that `read` or `ask` wrote; no model is loaded. Without --words or --sentence: all text.",
+        "Reads the folder that `read` or `ask` wrote. Without --words or --sentence: all text.\n"
+        "The model is loaded only by --verify, and by --look, which looks again in the way of --method. Both need\n"
+        "--study. --verify paints over the highlighted region, scores the words again, and says whether the image\n"
+        "supports them: supported, not supported or undecided, with the numbers.",
         "heatmap readings/chest --sentence 2",
+        "heatmap readings/chest --sentence 2 --study chest.nii.gz --verify",
+        "heatmap readings/chest --sentence 2 --study chest.nii.gz --method attention --look",
         'heatmap readings/chest --words "right lung" --study chest.nii.gz --out lung.nii.gz',
     )  # fmt: skip
     command.add_argument("reading", type=Path, metavar="READING", help="folder of a reading")
@@ -152,6 +157,9 @@ def _heatmap(commands: Commands) -> None:
     command.add_argument("--out", type=Path, metavar="FILE", help=".nii.gz, .nrrd or .mha (default: in READING)")
     command.add_argument("--study", type=Path, help="the scan that was read: draws a picture over it, beside the file")
     command.add_argument("--series", help=_SERIES)
+    command.add_argument("--verify", action="store_true", help="say whether the image supports the words")
+    command.add_argument("--look", action="store_true", help="look again with the model, in the way of --method")
+    _model(command, None)
 
 
 def _preview(commands: Commands) -> None:
@@ -232,17 +240,42 @@ def _train(commands: Commands) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="of export: folder for the model")
 
 
+def _calibrate(commands: Commands) -> None:
+    command = _add(
+        commands, "calibrate", "calibrate:calibrate", "find which heads of a model point at what a sentence says",
+        "On made studies, whose findings have known places. The heads are kept beside the model's files and used by\n"
+        "every later look at its attention. With --table: compares ways of looking instead, and keeps nothing.",
+        "calibrate --model built-in --seeds 600000-600099",
+        "calibrate --model my-model --seeds 500000-500299 --table --json --out table.json",
+    )  # fmt: skip
+    command.add_argument(
+        "--seeds", type=_seeds, default=range(600000, 600100), metavar="A-B", help="(default: 600000-600099)"
+    )
+    command.add_argument("--table", action="store_true", help="pointing and overlap of every way of looking")
+    _model(command)
+    command.add_argument("--out", type=Path, metavar="FILE", help="keep it there instead, as JSON")
+
+
 def _evaluate(commands: Commands) -> None:
     command = _add(
         commands, "evaluate", "evaluate:evaluate", "measure how well a model reads studies with known findings", "",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
+        "evaluate verification --seeds 500000-500049",
     )  # fmt: skip
-    command.add_argument("what", choices=["phantom"], help="phantom: made studies")
+    command.add_argument(
+        "what", choices=["phantom", "verification"],
+        help="phantom: made studies; verification: whether it tells true sentences from exchanged ones",
+    )  # fmt: skip
     command.add_argument("--seeds", type=_seeds, required=True, metavar="A-B", help="which, both ends included")
     command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
+
+
+_ALL = (
+    _models, _read, _ask, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate, _evaluate,
+)  # fmt: skip
 
 
 # Options of several commands

@@ -45,7 +45,7 @@ def densities(heats: Sequence[Volume], grid: Grid) -> tuple[Array, Array]:
     cells = sum(heat.values.size for heat in heats)
     for heat in heats:
         size_mm3 = abs(float(np.linalg.det(heat.grid.affine[:3, :3])))
-        region, nearest, inside = _shared(heat.grid, grid)
+        region, nearest, inside = shared(heat.grid, grid)
         density[region] += np.where(inside, heat.values[nearest] / size_mm3, 0)
         even[region] += inside / (size_mm3 * cells)
         count[region] += inside
@@ -53,7 +53,7 @@ def densities(heats: Sequence[Volume], grid: Grid) -> tuple[Array, Array]:
     return density / count, even / count
 
 
-def _shared(box: Grid, grid: Grid) -> tuple[tuple[slice, ...], tuple[Array, ...], Array]:
+def shared(box: Grid, grid: Grid) -> tuple[tuple[slice, ...], tuple[Array, ...], Array]:
     """The region of `grid` around `box`; there, the nearest cells of `box`, and whether the place lies in it."""
     step = np.linalg.solve(box.affine, grid.affine)
     middle = (np.array(box.shape) - 1) / 2

@@ -16,14 +16,25 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import relevance
+from MedVLMReaderLib.attention import heads_of, relevance
+from MedVLMReaderLib.calibration import Calibration
+from MedVLMReaderLib.calibration import found as found_calibration
 from MedVLMReaderLib.choice import chosen_device, loaded
 from MedVLMReaderLib.copies import save_quantised
 from MedVLMReaderLib.hub import Found, Progress, find
+from MedVLMReaderLib.looking import (
+    attention_trace,
+    check_method,
+    check_same,
+    relevance_trace,
+    stretches,
+    with_trace,
+)
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import PAIRS
-from MedVLMReaderLib.reading import Reading, Trace, sentence_spans
+from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
 from MedVLMReaderLib.study import Message, Model, Seen
+from MedVLMReaderLib.verification import Verdict, verified
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
 
@@ -147,6 +158,88 @@ class Reader:
             seen.boxes,
         )  # fmt: skip
 
+    def look(
+        self,
+        seen: Seen,
+        reading: Reading,
+        *,
+        method: str = "",
+        layers: slice | Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        relative: bool = False,
+        text: str | None = None,
+        history: Sequence[Message] = (),
+    ) -> Reading:
+        """The reading with where the model looked by one method more, at no more cost than reading the answer again.
+
+        `method`: attention or relevance, "" the reading's first. `text`: what somebody has made of the answer. Of
+        attention, `layers` and `heads` of the decoder, counted from 0; None: those that were found to localise (see
+        `calibration`), else the later half. `relative`: as a multiple of what a generic prompt attends to. `history`:
+        the turns before the question. Raises ReaderError where the reading is of another model or scan, or the text
+        has no words.
+        """
+        check_same(self.model, seen, reading)
+        method = method or (reading.traces[0].method if reading.traces else "relevance")
+        check_method(method)
+        said = reading.text if text is None else text
+        messages = [*history, Message("user", reading.question)]
+        answer, spans = self.forced(seen, messages, said), stretches(said, seen.token_map, method)
+        rows = answer.rows_of(spans, said)
+        if method == "relevance":
+            return with_trace(reading, said, relevance_trace(self.model, seen, messages, answer.ids, spans, rows))
+        known = self.calibration if layers is None and heads is None else None
+        chosen = known.heads if known else heads_of(self.model.decoder, layers, heads)
+        how = known.choice if known else ("the later half" if layers is None and heads is None else "as asked for")
+        trace = attention_trace(
+            self.model, seen, messages, answer.ids, spans, rows, chosen, how, to_generic=relative
+        )  # fmt: skip
+        return with_trace(reading, said, trace)
+
+    def verify(
+        self,
+        volumes: Volume | Sequence[Volume],
+        seen: Seen,
+        reading: Reading,
+        words: str | Span | int | None,
+        *,
+        method: str | None = None,
+        view: View | None = None,
+        history: Sequence[Message] = (),
+        regions: int = 16,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> Verdict:
+        """Whether the image supports `words` (see `Reading.span`): their likelihood without the highlighted region.
+
+        Encodes the study 1 + `regions` times. Raises ReaderError as `look` and `Reading.heatmap` do.
+        """
+        check_same(self.model, seen, reading)
+        messages, span = [*history, Message("user", reading.question)], reading.span(words)
+        answer = self.forced(seen, messages, reading.text)
+        return verified(
+            self.model, [volumes] if isinstance(volumes, Volume) else list(volumes), seen, messages, answer.ids,
+            answer.rows_of([span], reading.text)[0], reading.heatmap(span, method), view=view, regions=regions,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Which heads localise, as found beside the model's files; None where that was never looked for."""
+        return found_calibration(self.checkpoint.folder, self.model.revision) if self.checkpoint else None
+
+    def forced(self, seen: Seen, messages: Sequence[Message], text: str) -> Answer:
+        """A text as the tokens of an answer; ReaderError where it is empty or too long for the model."""
+        answer = Answer(self.model.tokenizer)
+        for token in self.model.tokenizer.encode(text, add_special_tokens=False):
+            answer.take(token)
+        answer.finish()
+        if not answer.text.strip():
+            raise ReaderError("The text has no words to look for. Type some.")
+        room = getattr(self.model.decoder.config, "max_position_embeddings", 1 << 30)
+        if (length := self.model.prompt(seen, messages).inputs.shape[1] + len(answer.ids)) > room:
+            raise ReaderError(f"Question and text make {length} tokens; this model reads {room}. Shorten the text.")
+        return answer
+
     def _computed(self) -> dict[str, Any]:
         """How the decoder's weights are kept and where it computes: part of what an answer depends on."""
         return {"precision": self.checkpoint.precision, "device": self.checkpoint.device} if self.checkpoint else {}
@@ -223,6 +316,13 @@ class Answer:
 
     def _decoded(self) -> str:
         return str(self.tokenizer.decode(self.ids, skip_special_tokens=True))
+
+    def rows_of(self, spans: Sequence[Span], text: str) -> list[tuple[int, int]]:
+        """[start, stop) tokens for each of the spans of `text`, which these tokens write but for a space before it."""
+        before = len(text) - len(text.lstrip()) - (len(self.text) - len(self.text.lstrip()))
+        if text.strip() != self.text.strip():
+            raise ReaderError("The model's words cannot spell this text letter by letter. Leave out unusual letters.")
+        return [self.tokens_of((max(start - before, 0), stop - before)) for start, stop in spans]
 
     def tokens_of(self, span: tuple[int, int]) -> tuple[int, int]:
         """[start, stop) tokens that write the characters of a span."""

@@ -39,6 +39,8 @@ class Trace:
     """[start, stop) characters of `Reading.text`, one a row: words for attention, sentences for relevance."""
     weights: Array
     """(rows, cells) float16 or float32, 0 or more, cells in the order of the grids; rows have no common scale."""
+    how: dict[str, Any] = field(default_factory=dict)
+    """What else is known, as plain data. Of attention: which heads, and `image_share`, one a row, of all attention."""
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 2 or len(self.weights) != len(self.spans):
@@ -123,7 +125,7 @@ class Reading:
         if weights.sum() == 0:
             raise ReaderError(f"The {trace.method} for '{_shown(self.text[slice(*span)])}' is zero in the whole image.")
         parts = TokenMap(self.grids).split((weights / weights.sum()).astype(np.float32))
-        notes = (f"{trace.method.capitalize()} of {self.model}, revision {self.revision}.",)
+        notes = (f"{trace.method.capitalize()} of {self.model}, revision {self.revision}.", *_on_image(trace, overlap))
         return tuple(Volume(part, grid, notes=notes) for part, grid in zip(parts, self.grids, strict=True))
 
     def heatmap(self, words: str | Span | int | None = None, method: str | None = None) -> Volume:
@@ -150,7 +152,7 @@ class Reading:
         """The reading as JSON-ready data and the arrays that go with it; `from_plain` reads them back."""
         names = [f"weights_{n}" for n in range(len(self.traces))]
         traces = [
-            {"method": trace.method, "spans": [list(span) for span in trace.spans], "weights": name}
+            {"method": trace.method, "spans": [list(span) for span in trace.spans], "weights": name, "how": trace.how}
             for name, trace in zip(names, self.traces, strict=True)
         ]
         content = {name: getattr(self, name) for name in _PLAIN} | {
@@ -227,7 +229,15 @@ def _trace_from(content: dict[str, Any], arrays: dict[str, Array], cells: int) -
             f"The array '{name}' ({content['method']}) has shape {arrays[name].shape} of {arrays[name].dtype}; "
             f"the reading needs {(len(spans), cells)} of float16 or float32. Ask again, or restore it."
         )
-    return Trace(content["method"], spans, arrays[name])
+    return Trace(content["method"], spans, arrays[name], content.get("how", {}))
+
+
+def _on_image(trace: Trace, overlap: Array) -> tuple[str, ...]:
+    """How much of the attention lies on the image, where that is known: the heatmap shows how this part is shared."""
+    shares = trace.how.get("image_share")
+    if shares is None or len(shares) != len(overlap):
+        return ()
+    return (f"{np.average(shares, weights=overlap):.0%} of it lies on the image.",)
 
 
 def _bytes(path: Path) -> bytes:

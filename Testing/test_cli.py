@@ -21,7 +21,8 @@ from Testing.tiny_scan import write_tiny_scan
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "models", "read", "ask", "heatmap", "preview", "search", "classify", "check", "phantom", "train", "evaluate",
+    "models", "read", "ask", "heatmap", "preview", "search", "classify", "check", "phantom", "train",
+    "calibrate", "evaluate",
 )  # fmt: skip
 SENTENCES = ("The right lung is clear.", "A stone of 7 mm lies in one kidney.", "Renal calculus.")
 
@@ -213,7 +214,8 @@ def test_the_report_says_first_what_must_be_known_and_last_what_wrote_it(report:
 
 def test_the_folder_holds_a_picture_a_sentence_and_the_heatmap_in_its_place(report: tuple[Path, str]) -> None:
     folder, _ = report
-    names = {"report.txt", "reading.json", "arrays.npz", "heatmap.nii.gz", *(f"sentence-0{n}.png" for n in (1, 2, 3))}
+    files = ("report.txt", "report.html", "reading.json", "arrays.npz", "heatmap.nii.gz")
+    names = {*files, *(f"sentence-0{n}.png" for n in (1, 2, 3))}
     assert {path.name for path in folder.iterdir()} == names
     heat, kept = Reading.load(folder).heatmap(), sitk.ReadImage(str(folder / "heatmap.nii.gz"))
     i, j, k = kept.TransformPhysicalPointToIndex([float(x) for x in heat.peak() * (-1, -1, 1)])
@@ -229,7 +231,7 @@ def test_without_out_the_folder_is_named_by_an_opaque_key_and_nothing_names_the_
     assert len(folder.name) == 16
     said = capsys.readouterr()
     texts = [said.out, said.err, *(path.read_bytes().decode(errors="ignore") for path in folder.iterdir())]
-    assert {path.suffix for path in folder.iterdir()} == {".txt", ".json", ".npz"}
+    assert {path.suffix for path in folder.iterdir()} == {".txt", ".html", ".json", ".npz"}
     assert not any("Doe" in text or "scan.nii" in text for text in texts)
 
 
@@ -276,7 +278,12 @@ def test_pictures_of_an_older_reading_go_and_other_files_stay(scan: Path, tiny_m
     assert run(*read) == 0
     assert (tmp_path / "sentence-07.png").exists()
     assert run(*read, "--no-heatmaps") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["arrays.npz", "reading.json", "report.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "arrays.npz",
+        "reading.json",
+        "report.html",
+        "report.txt",
+    ]
 
 
 # From a kept reading
@@ -311,6 +318,7 @@ def test_heatmap_of_words_goes_into_the_readings_folder(
         (["--sentence", "4"], "the text has 3"),
         (["--method", "attention"], "Recorded with this answer: relevance"),
         (["--out", "heat.jpg"], "End it in .nii.gz"),
+        (["--verify"], "Name it with --study"),
     ],
 )
 def test_heatmap_says_what_the_reading_lacks(

@@ -61,6 +61,8 @@ RULES = {
     "phantom_report": Rule("truth"),
     "heatmap": Rule("geometry volume", "numpy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
+    "slices": Rule("geometry volume heatmap", "numpy"),
+    "report_page": Rule("reading volume slices", "numpy"),
     "pictures": Rule("geometry volume reading heatmap", "numpy", "matplotlib"),
     "preparation": Rule("geometry volume", "numpy"),
     "block": Rule("geometry volume", "numpy"),
@@ -86,12 +88,17 @@ RULES = {
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
+    "calibration": Rule(),
+    "looking": Rule("geometry study attention reading", "numpy torch"),
+    "verification": Rule("geometry volume study heatmap attention", "numpy scipy torch"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
     "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
     "reader": Rule(
-        f"{GROUND} {LEARNED} heatmap", "numpy torch transformers tokenizers safetensors", ours_inside="models.*"
+        f"{GROUND} {LEARNED} heatmap calibration looking verification",
+        "numpy torch transformers tokenizers safetensors",
+        ours_inside="models.*",
     ),
     "retrieval": Rule(
         "block choice dicom dicom_slices files geometry hub models reading volume weights",
@@ -107,6 +114,14 @@ RULES = {
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader training.made_data"
+    ),
+    "evaluation.calibration": Rule(
+        f"{GROUND} {MADE} reading calibration evaluation evaluation.*",
+        "numpy scipy",
+        ours_inside="attention looking reader",
+    ),
+    "evaluation.verification": Rule(
+        f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
     ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "check": Rule("geometry volume files reading resources", "numpy"),

@@ -18,22 +18,28 @@ def evaluate(arguments: Namespace) -> None:
     reader = loaded(arguments.model, arguments)
     from tqdm import tqdm
 
-    from MedVLMReaderLib.evaluation.phantom import evaluate as measured
+    from MedVLMReaderLib.evaluation import phantom, verification
 
     with tqdm(total=len(arguments.seeds), desc="Studies", disable=None, leave=False) as bar:
-        figures = measured(
-            reader, arguments.seeds, mirrored=arguments.mirrored, progress=lambda done, _: bar.update(done - bar.n)
-        )
+
+        def told(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+
+        if arguments.what == "verification":
+            figures = verification.evaluate(reader, arguments.seeds, progress=told)
+        else:
+            figures = phantom.evaluate(reader, arguments.seeds, mirrored=arguments.mirrored, progress=told)
     if arguments.json:
         say_json(figures)
     else:
         for row in table(figures):
             say(row)
     if arguments.out:
-        _keep(figures, arguments)
+        keep(figures, arguments)
 
 
-def _keep(figures: Mapping[str, Any], arguments: Namespace) -> None:
+def keep(figures: Mapping[str, Any], arguments: Namespace) -> None:
+    """Write the figures to --out; ReaderError where the disk refuses."""
     from MedVLMReaderLib.reading import write_whole
 
     try:

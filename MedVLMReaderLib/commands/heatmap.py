@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.commands.keeping import figures, save_whole
-from MedVLMReaderLib.commands.terminal import check_writable, say, say_json, scan, unwritable, warn
+from MedVLMReaderLib.commands.terminal import check_writable, loaded, say, say_json, scan, unwritable, warn
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.reading import Reading
+    from MedVLMReaderLib.verification import Verdict
     from MedVLMReaderLib.volume import Volume
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -26,6 +29,9 @@ def heatmap(arguments: Namespace) -> None:
     if arguments.sentence is not None and arguments.sentence > len(reading.sentences):
         raise ReaderError(f"No sentence {arguments.sentence}: the text has {len(reading.sentences)}, counted from 1.")
     part = arguments.words if arguments.sentence is None else arguments.sentence - 1
+    if (arguments.verify or arguments.look) and not arguments.study:
+        raise ReaderError("The model must see the scan for that. Name it with --study.")
+    reading, verdict = _with_model(reading, part, arguments) if arguments.verify or arguments.look else (reading, None)
     heats = reading.heatmaps(part, arguments.method)
     out = arguments.out or arguments.reading / f"heatmap{_mark(arguments)}.nii.gz"
     ending = next((ending for ending in ENDINGS if out.name.lower().endswith(ending)), None)
@@ -43,7 +49,39 @@ def heatmap(arguments: Namespace) -> None:
             _draw(volume, heats, words, files[-1])
     except OSError as error:
         raise unwritable(out, error) from error
-    _tell({"words": words, **figures(heats), "note": heats[0].notes[0], "files": files}, arguments)
+    found = {"words": words, **figures(heats), "note": " ".join(heats[0].notes), "files": files}
+    _tell(found | ({"verification": verdict.to_json()} if verdict else {}), arguments)
+    if verdict and not arguments.json:
+        say(str(verdict))
+
+
+def _with_model(reading: Reading, part: Any, arguments: Namespace) -> tuple[Reading, Verdict | None]:
+    """The reading, looked at again where that was asked for, and the verdict where that was."""
+    volume = scan(arguments.study, arguments.series)
+    reader = loaded(arguments.model or reading.model, arguments)
+    seen = reader.see(volume)
+    if arguments.look:
+        reading = reader.look(seen, reading, method=arguments.method or "")
+        reading.save(arguments.reading)
+    if not arguments.verify:
+        return reading, None
+    reading.heatmaps(part, arguments.method)  # says what the reading lacks before the long work
+    with _shown() as progress:
+        return reading, reader.verify(volume, seen, reading, part, method=arguments.method, progress=progress)
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[int, int], None]]:
+    """Shows how many regions have been painted over."""
+    from tqdm import tqdm
+
+    with tqdm(desc="Regions", disable=None, leave=False) as shown:
+
+        def told(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield told
 
 
 def _mark(arguments: Namespace) -> str:

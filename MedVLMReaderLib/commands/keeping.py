@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from MedVLMReaderLib.reading import Reading
     from MedVLMReaderLib.volume import Volume
 
-REPORT, HEATMAP = "report.txt", "heatmap.nii.gz"
+REPORT, HEATMAP, PAGE = "report.txt", "heatmap.nii.gz", "report.html"
 _DRAWN = re.compile(r"sentence-\d{2,}\.png|heatmap(-[\w-]+)?\.(nii\.gz|png)")
 
 
@@ -83,6 +83,7 @@ def _write(reading: Reading, volume: Volume, stopped: Callable[[], bool], questi
         done.sentences.append(entry)
         if reading.traces and not stopped():
             entry |= _pictured(reading, number, volume, folder, done)
+    _add_page(reading, question, folder, done)
 
 
 def _clear(folder: Path) -> None:
@@ -90,6 +91,17 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if _DRAWN.fullmatch(path.name):
             path.unlink()
+
+
+def _add_page(reading: Reading, question: str, folder: Path, done: Kept) -> None:
+    """The report as a page on which a sentence shows its planes."""
+    from MedVLMReaderLib.reading import write_whole
+    from MedVLMReaderLib.report_page import page
+
+    pictures = {n: folder / one["picture"] for n, one in enumerate(done.sentences) if "picture" in one}
+    text = page(reading, {n: path.read_bytes() for n, path in pictures.items()}, question, provenance(reading))
+    write_whole({folder / PAGE: text.encode()})
+    done.files.append(folder / PAGE)
 
 
 def _add_heatmap(reading: Reading, folder: Path, done: Kept) -> None:

@@ -92,7 +92,7 @@ def evaluate(
     `questions_each`: at most so many closed questions of each type a study; None: all. `mirrored`: read the mirror
     images too. `progress` is told (studies done, all of them). Raises ReaderError where the seeds cannot be used.
     """
-    _check(seeds)
+    check_seeds(seeds)
     rows = []
     for n, seed in enumerate(seeds):
         rows.append(_read(reader, int(seed), questions_each, n < TURNED, mirrored))
@@ -101,7 +101,7 @@ def evaluate(
     return {"studies": len(rows), "seeds": [int(seed) for seed in seeds], **figures(rows)}
 
 
-def _check(seeds: Sequence[int]) -> None:
+def check_seeds(seeds: Sequence[int]) -> None:
     from MedVLMReaderLib.training.made_data import FIRST_TRAINING_SEED
 
     if not len(seeds):
@@ -240,11 +240,11 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "model": model,
         "revision": revision,
         "findings_f1": _f1(total),
-        "findings_precision": _figure([(t.true_positives, t.true_positives + t.false_positives) for t in total]),
-        "findings_recall": _figure([(t.true_positives, t.true_positives + t.false_negatives) for t in total]),
+        "findings_precision": figure([(t.true_positives, t.true_positives + t.false_positives) for t in total]),
+        "findings_recall": figure([(t.true_positives, t.true_positives + t.false_negatives) for t in total]),
         "findings_f1_by_kind": {kind: _f1([row.found.get(kind, Tally()) for row in rows]) for kind in get_args(Kind)},
         "baseline_f1": _f1([row.baseline for row in rows]),
-        "side_accuracy": _figure([row.sides for row in rows]),
+        "side_accuracy": figure([row.sides for row in rows]),
         "size_mae_mm": _mean([row.size_errors for row in rows]),
         "closed_accuracy": {
             name: _mean([[a.right for a in row.asked if a.type == name] for row in rows]) for name in CLOSED_TYPES
@@ -272,15 +272,15 @@ def _f1(counted: Sequence[Tally]) -> dict[str, Any]:
     """Of tallies, one a study; n: findings said or there."""
     wrong = [tally.false_positives + tally.false_negatives for tally in counted]
     shares = [(t.true_positives, t.true_positives + w / 2) for t, w in zip(counted, wrong, strict=True)]
-    return _figure(shares, sum(t.true_positives for t in counted) + sum(wrong))
+    return figure(shares, sum(t.true_positives for t in counted) + sum(wrong))
 
 
 def _mean(values: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Of values, any number a study."""
-    return _figure([(sum(ours), len(ours)) for ours in values])
+    return figure([(sum(ours), len(ours)) for ours in values])
 
 
-def _figure(shares: Sequence[Share], n: int | None = None) -> dict[str, Any]:
+def figure(shares: Sequence[Share], n: int | None = None) -> dict[str, Any]:
     """A ratio of sums with its interval; n is the sum of the wholes where it is not given."""
     three = (_ratio(shares), *scoring.interval(shares, _ratio))
     value, low, high = (None if np.isnan(x) else round(float(x), 4) for x in three)

@@ -136,6 +136,22 @@ class Perceiver(nn.Module):
             latents = latents + feed(latents)
         return self.norm(latents)[:, None]
 
+    def reach(self, media: Tensor) -> Tensor:
+        """(latents, n) what share of each latent comes from each of the media (1, n, width); rows sum to 1.
+
+        Attention rollout, arXiv 2005.00928: in every layer half is kept, half comes from where the heads attend on
+        average, and what comes from other latents is followed to the media.
+        """
+        media, latents, count = media + self.media_pos_emb[0], self.latents[None], media.shape[1]
+        reach = media.new_zeros(latents.shape[1], count)
+        for attend, feed in self.steps():
+            q, k, _ = attend.split(media, latents)
+            paid = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1).mean(1)[0]
+            reach = (reach + paid[:, :count] + paid[:, count:] @ reach) / 2
+            latents = latents + attend(media, latents)
+            latents = latents + feed(latents)
+        return reach / reach.sum(-1, keepdim=True)
+
 
 def _feed_forward(width: int, inner: int) -> nn.Sequential:
     return nn.Sequential(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import BigBirdConfig, BigBirdModel
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.geometry import Grid, TokenMap
+from MedVLMReaderLib.geometry import Array, Grid, TokenMap
 from MedVLMReaderLib.models.domain import Domain
 from MedVLMReaderLib.models.layers import LocalBlock, Perceiver, SliceBlock, Stem
 from MedVLMReaderLib.preparation import Recipe, Stack, notes, stacks
@@ -358,12 +358,13 @@ class MSVLM(nn.Module):
             raise ReaderError("No volume was given. Choose a scan first.")
         centre = volumes[0].grid.centre
         planes = tuple(self._plane(stack, centre) for volume in volumes for stack in stacks(volume, self.recipe))
-        features, grids = tuple(plane.patches for plane in planes), TokenMap(tuple(plane.grid for plane in planes))
+        features = tuple(plane.patches for plane in planes)
+        cells = TokenMap(tuple(plane.grid for plane in planes), lambda weights: self.spread(weights, planes))
         key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
         assumed = [n for v in volumes for n in (*v.notes, *notes(v, self.recipe))]
         said = tuple(n for n in dict.fromkeys([self.note, *self._out_of_domain(planes), *assumed]) if n)
         boxes = tuple(volume.grid for volume in volumes)
-        seen = SeenPlanes(features, torch.empty(0), grids, self.recipe.to_json(), key, said, boxes, planes)
+        seen = SeenPlanes(features, torch.empty(0), cells, self.recipe.to_json(), key, said, boxes, planes)
         return replace(seen, tokens=self.tokens(features, seen))
 
     def _out_of_domain(self, planes: Sequence[PlaneFeatures]) -> tuple[str, ...]:
@@ -406,6 +407,20 @@ class MSVLM(nn.Module):
         assert isinstance(seen, SeenPlanes)
         return tuple(plane.kept for plane in seen.planes)
 
+    @torch.no_grad()
+    def spread(self, weights: Array, planes: Sequence[PlaneFeatures]) -> Array:
+        """(..., latents) weights, at the cells that the latents have read: (..., cells), with the same sum.
+
+        What a latent has from a patch goes to its cell, what it has from a whole slice evenly to the slice's patches.
+        """
+        media = [self.bridge.media(plane) for plane in planes]
+        reach = self.bridge.perceiver.reach(self.bridge.to_perceiver(torch.cat(media))[None])
+        rows = torch.from_numpy(np.asarray(weights, np.float32).reshape(-1, weights.shape[-1])).to(reach)
+        parts = (rows @ reach).split([len(part) for part in media], -1)
+        found = torch.cat([_at_cells(plane, part) for plane, part in zip(planes, parts, strict=True)], -1)
+        found *= rows.sum(-1, keepdim=True) / found.sum(-1, keepdim=True).clamp(min=1e-30)
+        return found.float().cpu().numpy().reshape(*weights.shape[:-1], -1)
+
     def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
         """Visual tokens where the template has them, then the turns of the chat."""
         before, after = self.template.start.split(IMAGE)
@@ -434,6 +449,19 @@ class SeenPlanes(Seen):
     """A study after the slice encoder."""
 
     planes: tuple[PlaneFeatures, ...] = ()
+
+
+def _at_cells(plane: PlaneFeatures, read: Tensor) -> Tensor:
+    """(rows, cells) of a plane from what was read of its slices and, where there are such, its patches."""
+    count, down, across = plane.grid.shape
+    kept = plane.kept.to(read.device)
+    at = torch.div(kept, down * across, rounding_mode="floor")
+    each = torch.bincount(at, minlength=count).clamp(min=1)
+    cells = read.new_zeros(len(read), count * down * across)
+    cells[:, kept] = (read[:, :count] / each)[:, at]
+    if read.shape[1] > count:
+        cells[:, kept] += read[:, count:]
+    return cells
 
 
 FIELDS = ("format", "system", "sizes", "recipe", "template", "decoder", "reads")

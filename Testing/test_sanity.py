@@ -1,0 +1,130 @@
+"""Heatmaps that can be believed: they follow the weights and the image, on the built-in model; fewer bits agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.evaluation.phantom import within_a_cell
+from MedVLMReaderLib.geometry import Array
+from MedVLMReaderLib.heatmap import effective_cells
+from MedVLMReaderLib.phantom import Study, made_study, made_truth
+from MedVLMReaderLib.phantom_report import report, sentence
+from MedVLMReaderLib.quantise import bitsandbytes
+from MedVLMReaderLib.reader import Options, Reader, load
+from MedVLMReaderLib.reading import Reading
+from Testing.tiny_m3d import write_tiny_m3d
+
+SEED = next(
+    seed for seed in range(500, 700)
+    if [f.kind for f in made_truth(seed).findings] == ["stone"] and made_truth(seed).findings[0].contrast_to_noise > 3
+)  # fmt: skip
+
+
+def reader_or_skip() -> Reader:
+    try:
+        return load("built-in")
+    except ReaderError as reason:
+        pytest.skip(f"the built-in model cannot be loaded: {reason}")
+
+
+@pytest.fixture(scope="module")
+def built_in() -> Reader:
+    return reader_or_skip()
+
+
+def forced(reader: Reader, study: Study, method: str) -> tuple[Reading, str]:
+    """The true report with its heatmaps, and the sentence of its finding."""
+    seen = reader.see(study.volume)
+    empty = reader.report(seen, Options(longest=1, heatmaps=False))
+    text = report(study.truth)
+    return reader.look(seen, empty, method=method, text=text), sentence(study.truth.findings[0])
+
+
+def cells(found: tuple[Reading, str]) -> Array:
+    reading, words = found
+    return np.concatenate([heat.values.ravel() for heat in reading.heatmaps(words)])
+
+
+def alike(one: Array, other: Array) -> float:
+    """Rank correlation over the cells that either map has."""
+    either = (one > 0) | (other > 0)
+    return float(spearmanr(one[either], other[either]).statistic)
+
+
+def randomised() -> Iterator[Reader]:
+    """The built-in model with the decoder's layers set at random, one more each time from the top; last all of it."""
+    reader = reader_or_skip()
+    model = reader.model
+    generator = torch.Generator().manual_seed(0)
+    for layer in [*reversed(model.decoder.model.layers), model]:
+        for weight in layer.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=weight[0].numel() ** -0.5, generator=generator)
+        yield reader
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["relevance", "attention"])
+def test_with_randomised_weights_the_map_falls_apart(built_in, method):
+    study = made_study(SEED)
+    true = cells(forced(built_in, study, method))
+    found = [alike(true, cells(forced(reader, study, method))) for reader in randomised()]
+    assert found[0] > found[-1]
+    assert abs(found[-1]) <= 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["relevance", "attention"])
+def test_mirrored_anatomy_moves_the_peak_into_the_mirrored_mask(built_in, method):
+    hits = 0
+    for mirrored in (False, True):
+        study = made_study(SEED, mirrored=mirrored)
+        reading, words = forced(built_in, study, method)
+        peak = reading.heatmap(words).peak()[None]
+        hits += bool(within_a_cell(peak, study.masks[0], study.volume.grid, reading.grids[0])[0])
+    if method == "attention" and built_in.calibration is None:
+        pytest.skip("the built-in model's heads have not been calibrated")
+    assert hits == 2
+
+
+@pytest.mark.slow
+def test_a_blank_volume_spreads_over_half_of_all_cells(built_in):
+    study = made_study(SEED)
+    blank = replace(study.volume, values=np.full_like(study.volume.values, 40))
+    reading, words = forced(built_in, replace(study, volume=blank), "attention")
+    heats = reading.heatmaps(words)
+    assert effective_cells(heats) >= sum(int((heat.values > 0).sum()) for heat in heats) / 2
+
+
+# Fewer bits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return write_tiny_m3d(tmp_path_factory.mktemp("m3d") / "tiny", **sizes)
+
+
+@pytest.mark.parametrize(("method", "least"), [("attention", 0.8), ("relevance", 0.8)])
+def test_in_4_bits_the_heatmap_of_the_same_words_is_that_of_16(folder, body_ct, method, least):
+    pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes")
+    bitsandbytes()
+    maps = []
+    for precision in ("bf16", "nf4"):
+        reader = load(folder, precision=precision, device="cpu")  # type: ignore[arg-type]
+        seen = reader.see(body_ct)
+        reading = reader.ask(seen, "What?", options=Options(longest=1, heatmaps=False))
+        *_, last = reading
+        assert isinstance(last, Reading)
+        found = reader.look(seen, last, method=method, text="The liver is normal. You can nodule.")
+        maps.append(np.concatenate([heat.values.ravel() for heat in found.heatmaps()]))
+    assert alike(*maps) >= least
