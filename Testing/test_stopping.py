@@ -63,7 +63,7 @@ def test_heatmaps_are_stopped_and_the_text_is_whole(reader, body_ct):
         calls.append(0)
         return len(words) == len(written) and len(calls) > looked + 3
 
-    written = [part for part in reader.ask(seen, "Is there a nodule?", options=Options(heatmaps=False))][:-1]
+    written = list(reader.ask(seen, "Is there a nodule?", options=Options(heatmaps=False)))[:-1]
     looked = 10**9
     for part in reader.ask(seen, "Is there a nodule?", stopped=late):
         words.append(part)
