@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"medvlmreader {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_models, _read, _ask, _chat, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _evaluate):
+    reading = _models, _read, _ask, _chat, _heatmap, _preview
+    for add in (*reading, _search, _classify, _check, _phantom, _train, _evaluate):
         add(commands)
     return whole
 
