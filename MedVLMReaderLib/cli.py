@@ -137,6 +137,24 @@ def _ask(commands: Commands) -> None:
     _answering(command)
 
 
+def _chat(commands: Commands) -> None:
+    command = _add(
+        commands, "chat", "chat:chat", "ask several questions about a study, each knowing those before it",
+        "Reads questions from the terminal or a pipe, one a line. The scan is looked at once.\n"
+        "/again [SEED] answers the last question anew; /edit N QUESTION asks question N otherwise, and drops those\n"
+        "after it; /at R,A,S QUESTION asks about a point in mm (with three sizes more: about a region); /end ends.\n"
+        "Ctrl-C stops an answer and keeps what was written; between answers it ends the chat.",
+        "chat chest.nii.gz --save chats/chest",
+        "chat chest.nii.gz --session chats/chest < questions.txt",
+    )  # fmt: skip
+    _study(command)
+    _model(command)
+    command.add_argument("--save", type=Path, metavar="DIR", help="keep the chat there, after every answer")
+    command.add_argument("--session", type=Path, metavar="DIR", help="go on with a kept chat, and keep it there")
+    command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
+    command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
+
+
 def _heatmap(commands: Commands) -> None:
     command = _add(
         commands, "heatmap", "heatmap:heatmap", "draw where the model looked for a part of a kept reading",
@@ -274,7 +292,8 @@ def _evaluate(commands: Commands) -> None:
 
 
 _ALL = (
-    _models, _read, _ask, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate, _evaluate,
+    _models, _read, _ask, _chat, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate,
+    _evaluate,
 )  # fmt: skip
 
 

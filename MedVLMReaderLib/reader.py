@@ -6,6 +6,7 @@ import importlib
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +33,10 @@ from MedVLMReaderLib.looking import (
 )
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import PAIRS
+from MedVLMReaderLib.prefix import READ_AGAIN, Prefix, out_of_memory, rest
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
-from MedVLMReaderLib.study import Message, Model, Seen
+from MedVLMReaderLib.stopping import stoppable
+from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
 from MedVLMReaderLib.verification import Verdict, verified
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
@@ -93,15 +96,31 @@ def prepared(
     return found, importlib.import_module(f"MedVLMReaderLib.models.{system}").load, checkpoint
 
 
+def never() -> bool:
+    """Whether to stop: no."""
+    return False
+
+
 class Reader:
-    """A loaded model, ready for studies and questions."""
+    """A loaded model, ready for studies and questions, one at a time."""
 
     def __init__(self, model: Model, checkpoint: Checkpoint | None = None) -> None:
-        self.model, self.checkpoint = model, checkpoint
+        self.model, self.checkpoint, self.prefix = model, checkpoint, Prefix()
 
-    def see(self, volumes: Volume | Sequence[Volume], view: View | None = None) -> Seen:
-        """Encode a study: one volume, or several series of one examination."""
-        seen = self.model.see([volumes] if isinstance(volumes, Volume) else list(volumes), view)
+    @property
+    def context(self) -> int:
+        """Tokens that the decoder reads at a time, image and answer among them."""
+        return int(getattr(self.model.decoder.config, "max_position_embeddings", 1 << 30))
+
+    def see(
+        self, volumes: Volume | Sequence[Volume], view: View | None = None, stopped: Callable[[], bool] = never
+    ) -> Seen:
+        """Encode a study: one volume, or several series of one examination.
+
+        `stopped` is looked at before every part of the network; once it says True, `Stopped` is raised.
+        """
+        with stoppable(self.model, stopped):
+            seen = self.model.see([volumes] if isinstance(volumes, Volume) else list(volumes), view)
         notes = self.checkpoint.notes if self.checkpoint else ()
         return replace(seen, notes=(*notes, *seen.notes)) if notes else seen
 
@@ -127,11 +146,13 @@ class Reader:
         *,
         history: Sequence[Message] = (),
         options: Options = Options(),
-        stopped: Callable[[], bool] = lambda: False,
+        stopped: Callable[[], bool] = never,
     ) -> Iterator[str | Reading]:
         """The words of the answer as they come, and last the `Reading`.
 
-        `stopped` is looked at before every word; once it says True the reading ends, marked incomplete.
+        `stopped` is looked at before every word, and before every part of the network while the prompt is read; once
+        it says True the reading ends, marked incomplete. Of what the last answer's prompt and this one begin with
+        alike, nothing is read again.
         """
         if not question.strip():
             raise ReaderError("The question is empty. Type one, for example: Is there a nodule in the right lung?")
@@ -139,23 +160,25 @@ class Reader:
         began = time.monotonic()
         answer = Answer(self.model.tokenizer)
         ends = {self.model.tokenizer.eos_token_id, *getattr(self.model, "ends", ())}  # some have several
-        for token in self._tokens(seen, messages, options):
-            if stopped() or len(answer.ids) >= options.longest:
-                break
-            if token in ends:
-                answer.complete = True
-                break
-            if new := answer.take(token):
-                yield new
+        said: list[str] = []
+        with closing(self._tokens(seen, messages, options, stopped, said)) as tokens:
+            for token in tokens:
+                if stopped() or len(answer.ids) >= options.longest:
+                    break
+                if token in ends:
+                    answer.complete = True
+                    break
+                if new := answer.take(token):
+                    yield new
         if rest := answer.finish():
             yield rest
         timings = {"answer": time.monotonic() - began}
-        traces = self._traces(seen, messages, answer) if options.heatmaps and not stopped() else ()
+        traces = self._traces(seen, messages, answer, stopped) if options.heatmaps and not stopped() else ()
         timings["heatmaps"] = time.monotonic() - began - timings["answer"]
         yield Reading(
             question.strip(), answer.text, answer.complete, traces, seen.token_map.grids, self.model.name,
-            self.model.revision, {**asdict(options), **self._computed()}, seen.preparation, seen.notes, timings,
-            seen.boxes,
+            self.model.revision, {**asdict(options), **self._computed()}, seen.preparation,
+            (*seen.notes, *said), timings, seen.boxes,
         )  # fmt: skip
 
     def look(
@@ -244,29 +267,84 @@ class Reader:
         """How the decoder's weights are kept and where it computes: part of what an answer depends on."""
         return {"precision": self.checkpoint.precision, "device": self.checkpoint.device} if self.checkpoint else {}
 
-    @torch.no_grad()
-    def _tokens(self, seen: Seen, messages: Sequence[Message], options: Options) -> Iterator[int]:
-        """Token after token, without end; the decoder's memory of the prompt is kept between them."""
-        prompt = self.model.prompt(seen, messages)
-        room = getattr(self.model.decoder.config, "max_position_embeddings", 1 << 30)
-        if prompt.inputs.shape[1] + 1 > room:
-            raise ReaderError(
-                f"The question makes {prompt.inputs.shape[1]} tokens; this model reads {room}. Ask a shorter one."
-            )
-        choose, cache, inputs = chooser(options), DynamicCache(), {"inputs_embeds": prompt.inputs, **prompt.extras}
-        for written in range(room - prompt.inputs.shape[1]):
-            out = self.model.decoder(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            scores = out.logits[:, -1]
-            token = choose(scores)
-            yield token
-            inputs = {"input_ids": torch.tensor([[token]], device=scores.device), **prompt.after(written)}
+    def left(self, seen: Seen, messages: Sequence[Message]) -> int:
+        """Tokens that the context has left for an answer after this chat; below 0 where the chat alone is too long."""
+        with torch.no_grad():
+            return self.context - self.model.prompt(seen, messages).inputs.shape[1]
 
-    def _traces(self, seen: Seen, messages: Sequence[Message], answer: Answer) -> tuple[Trace, ...]:
+    @torch.no_grad()
+    def _tokens(
+        self,
+        seen: Seen,
+        messages: Sequence[Message],
+        options: Options,
+        stopped: Callable[[], bool] = never,
+        said: list[str] | None = None,
+    ) -> Iterator[int]:
+        """Token after token, up to the end of the context or until the prompt's reading is stopped.
+
+        The decoder's memory of prompt and answer is kept between them, and for the next question. What the user should
+        know of that is added to `said`.
+        """
+        prompt, choose = self.model.prompt(seen, messages), chooser(options)
+        length = prompt.inputs.shape[1]
+        if length + 1 > self.context:
+            raise ReaderError(
+                f"The question makes {length} tokens; this model reads {self.context}. Ask a shorter one."
+            )
+        cache, known = self.prefix.taken(seen.key, prompt)
+        written: list[int] = []
+        try:
+            with stoppable(self.model.decoder, stopped):
+                try:
+                    scores = self._scores(cache, rest(prompt, known))
+                except (RuntimeError, MemoryError) as error:
+                    if not known or not out_of_memory(error):
+                        raise
+                    self.prefix.refused = seen.key
+                    cache, known = DynamicCache(), 0  # gives back what was kept, and the image is read again
+                    scores = self._scores(cache, rest(prompt, 0))
+            if said is not None and self.prefix.missed(seen.key):
+                said.append(READ_AGAIN)
+            known = length
+            for count in range(self.context - length):
+                token = choose(scores)
+                yield token
+                following = torch.tensor([[token]], device=scores.device)
+                scores = self._scores(cache, {"input_ids": following, **prompt.after(count)})
+                written.append(token)
+        except Stopped:
+            return
+        finally:
+            self._keep(seen, prompt, cache, known, written)
+
+    def _scores(self, cache: DynamicCache, inputs: dict[str, Any]) -> Tensor:
+        """(1, vocabulary) scores of what follows `inputs`, which are added to the cache."""
+        out = self.model.decoder(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        scores: Tensor = out.logits[:, -1]
+        return scores
+
+    def _keep(self, seen: Seen, prompt: Prompt, cache: DynamicCache, known: int, written: list[int]) -> None:
+        """For the next question: the first `known` positions of the prompt and, once that is all, the answer."""
+        inputs = prompt.inputs[:, :known]
+        if written:
+            ids = torch.tensor([written], device=inputs.device)
+            inputs = torch.cat([inputs, self.model.decoder.get_input_embeddings()(ids).to(inputs)], 1)
+        self.prefix.keep(seen.key, inputs, prompt, cache, self.model.decoder.config)
+
+    def _traces(
+        self, seen: Seen, messages: Sequence[Message], answer: Answer, stopped: Callable[[], bool] = never
+    ) -> tuple[Trace, ...]:
         spans = sentence_spans(answer.text)
         rows = [answer.tokens_of(span) for span in spans]
         if not rows:
             return ()
-        return (Trace("relevance", tuple(spans), relevance(self.model, seen, messages, answer.ids, rows)),)
+        try:
+            with stoppable(self.model.decoder, stopped):
+                found = relevance(self.model, seen, messages, answer.ids, rows)
+        except Stopped:
+            return ()
+        return (Trace("relevance", tuple(spans), found),)
 
 
 def chooser(options: Options) -> Callable[[Tensor], int]:

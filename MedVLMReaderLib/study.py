@@ -12,6 +12,11 @@ from MedVLMReaderLib.volume import View, Volume
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+class Stopped(Exception):
+    """Whoever asked wants no more of it; nothing is wrong."""
+
+
 OUT_OF_DOMAIN = "Out of domain"
 """How the note begins that says a scan is unlike what the model has learned from."""
 

@@ -39,7 +39,7 @@ GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
 LEARNED = (
     "models models.* memory shards quantise weights attention preparation block pages reading resources hub choice "
-    "copies"
+    "copies prefix stopping"
 )
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -95,6 +95,11 @@ RULES = {
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
     "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
+    "stopping": Rule("study", "torch"),
+    "prefix": Rule("memory study", "torch transformers"),
+    "place": Rule("geometry volume", "numpy"),
+    "session": Rule("geometry volume study reading place"),
+    "chat": Rule("geometry reader reading place session study volume"),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap calibration looking verification",
         "numpy torch transformers tokenizers safetensors",
