@@ -44,11 +44,11 @@ def test_each_line_is_answered_and_the_chat_is_kept_and_goes_on(typed, tmp_path,
 
 
 def test_json_is_one_object_with_all_turns(typed, capsys):
-    assert typed("One?\n/edit 1 Two?\n/again 7\n/at 0,0,0,30,30,30 Here?\n", "--json") == 0
+    assert typed("One?\n/edit 1 Two?\n/again 7\n/at 0,0,0,900,900,900 Here?\n", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [turn["question"] for turn in found["turns"]] == ["Two?", "Here?"]
     assert found["turns"][0]["options"]["seed"] == 7
-    assert found["turns"][1]["place"]["size_mm"] == [30.0, 30.0, 30.0]
+    assert found["turns"][1]["place"]["size_mm"] == [900.0, 900.0, 900.0]
 
 
 @pytest.mark.parametrize(
