@@ -121,7 +121,7 @@ def cut(cache: DynamicCache, length: int) -> None:
     """Take away what follows the first `length` positions; a layer that was interrupted holds fewer than the others."""
     for layer in cache.layers:
         if (more := layer.get_seq_length() - length) > 0:
-            layer.crop(-more)  # type: ignore[attr-defined]
+            layer.crop(-more)
 
 
 def size(cache: DynamicCache) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -187,7 +187,7 @@ class Reader:
         options: Options,
         stopped: Callable[[], bool] = never,
         said: list[str] | None = None,
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Token after token, up to the end of the context or until the prompt's reading is stopped.
 
         The decoder's memory of prompt and answer is kept between them, and for the next question. What the user should
