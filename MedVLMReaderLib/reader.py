@@ -280,7 +280,7 @@ class Reader:
         options: Options,
         stopped: Callable[[], bool] = never,
         said: list[str] | None = None,
-    ) -> Generator[int]:
+    ) -> Generator[int, None, None]:
         """Token after token, up to the end of the context or until the prompt's reading is stopped.
 
         The decoder's memory of prompt and answer is kept between them, and for the next question. What the user should
