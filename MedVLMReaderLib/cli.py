@@ -84,6 +84,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+        self._action_max_length = 13  # argparse forgets that commands stand two columns further in than options
 
 
 def _add(commands: Commands, name: str, run: str, summary: str, more: str, *examples: str) -> argparse.ArgumentParser:
@@ -145,7 +146,7 @@ def _chat(commands: Commands) -> None:
         "after it; /at R,A,S QUESTION asks about a point in mm (with three sizes more: about a region); /end ends.\n"
         "Ctrl-C stops an answer and keeps what was written; between answers it ends the chat.",
         "chat chest.nii.gz --save chats/chest",
-        "chat chest.nii.gz --session chats/chest < questions.txt",
+        "chat chest.nii.gz --session chats/chest",
     )  # fmt: skip
     _study(command)
     _model(command)
