@@ -99,6 +99,17 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())[None]
 
 
+def written(decoder: Any, inputs: Tensor, tensors: Tensors) -> Tensors:
+    """What a decoder makes of embeddings (1, length, width): scores, and loss and likeliest tokens where a fixture has
+    them."""
+    out = {"inputs_embeds": inputs, "logits": decoder(inputs_embeds=inputs, use_cache=False).logits}
+    if "labels" in tensors:
+        out["loss"] = loss(out["logits"], tensors["labels"])
+    if "greedy" in tensors:
+        out["greedy"] = greedy(decoder, inputs, tensors["greedy"].shape[-1])
+    return out
+
+
 # ---- Comparing ------------------------------------------------------------------------------------------------------
 
 

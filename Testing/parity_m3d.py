@@ -8,7 +8,7 @@ from MedVLMReaderLib.models.m3d_lamed import NAMES, M3DLaMed, Sizes, SpatialPool
 from MedVLMReaderLib.models.one_block import spliced
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.weights import new_decoder
-from Testing.parity import Kind, Tensors, filled_by_name, greedy, loss
+from Testing.parity import Kind, Tensors, filled_by_name, written
 
 
 def vision(args: dict[str, Any]) -> Vit3dSizes:
@@ -34,13 +34,7 @@ def m3d_lamed(args: dict[str, Any], tensors: Tensors, entry: dict[str, Any]) -> 
     sizes = Sizes(vision(args["vision"]), args["projector"]["pooling"], args["projector"]["layers"])
     model = filled_by_name(M3DLaMed(sizes, new_decoder(args["llm"])), NAMES, entry)
     visual = model.projector(model.encoder(tensors["volume"])[:, 1:])
-    inputs = spliced(model.decoder.get_input_embeddings()(tensors["ids"]), visual)
-    out = {"inputs_embeds": inputs, "logits": model.decoder(inputs_embeds=inputs, use_cache=False).logits}
-    if "labels" in tensors:
-        out["loss"] = loss(out["logits"], tensors["labels"])
-    if "greedy" in tensors:
-        out["greedy"] = greedy(model.decoder, inputs, tensors["greedy"].shape[-1])
-    return out
+    return written(model.decoder, spliced(model.decoder.get_input_embeddings()(tensors["ids"]), visual), tensors)
 
 
 KINDS: dict[str, Kind] = {

@@ -10,7 +10,7 @@ from MedVLMReaderLib.models.med3dvlm import NAMES, Med3DVLM, Mixer, Sizes
 from MedVLMReaderLib.models.one_block import spliced
 from MedVLMReaderLib.models.siglip import SiglipPair, sigmoid_loss
 from MedVLMReaderLib.weights import new_decoder
-from Testing.parity import Kind, Tensors, filled_by_name, greedy, loss
+from Testing.parity import Kind, Tensors, filled_by_name, written
 
 
 def encoder(args: dict[str, Any], tensors: Tensors, entry: dict[str, Any]) -> Tensors:
@@ -46,13 +46,7 @@ def med3dvlm(args: dict[str, Any], tensors: Tensors, entry: dict[str, Any]) -> T
     )  # fmt: skip
     model = filled_by_name(Med3DVLM(sizes, new_decoder(args["llm"])), NAMES, entry)
     visual = model.projector(*model.features(tensors["volume"]))
-    inputs = spliced(model.decoder.get_input_embeddings()(tensors["ids"]), visual)
-    out = {"inputs_embeds": inputs, "logits": model.decoder(inputs_embeds=inputs, use_cache=False).logits}
-    if "labels" in tensors:
-        out["loss"] = loss(out["logits"], tensors["labels"])
-    if "greedy" in tensors:
-        out["greedy"] = greedy(model.decoder, inputs, tensors["greedy"].shape[-1])
-    return out
+    return written(model.decoder, spliced(model.decoder.get_input_embeddings()(tensors["ids"]), visual), tensors)
 
 
 KINDS: dict[str, Kind] = {

@@ -120,8 +120,6 @@ def test_what_is_remembered_changes_no_token(reader: Reader, seen: Seen, lengths
 def test_of_another_image_nothing_is_taken(reader: Reader, seen: Seen, lengths: Lengths) -> None:
     ask = [Message("user", QUESTIONS[0])]
     tokens(reader, seen, ask)
-    other = reader.see(scan_of(2), None)
-    other = replace(seen, tokens=other.tokens[: len(seen.tokens)]) if len(other.tokens) >= len(seen.tokens) else other
     lengths.read.clear()
     tokens(reader, replace(seen, key="another"), ask, 1)  # the same numbers under another key
     tokens(reader, seen, ask, 1)
