@@ -11,7 +11,11 @@ from MedVLMReaderLib.commands.terminal import check_writable, loaded_packages, s
 
 STAGES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "data": ("made studies, prepared", ()),
-    "encoder": ("the slice encoder, from dense supervision", (("data/*.npz", "data"),)),
+    "stem": ("convolutions of the slice encoder, from crops around findings", (("data/*.npz", "data"),)),
+    "encoder": (
+        "the slice encoder, from dense supervision of whole slices",
+        (("data/*.npz", "data"), ("stem/checkpoint.safetensors", "stem")),
+    ),
     "features": (
         "every study through the encoder",
         (("data/*.npz", "data"), ("encoder/checkpoint.safetensors", "encoder")),

@@ -75,12 +75,18 @@ class LocalBlock(nn.Module):
 class Stem(nn.Sequential):
     """Convolutions that halve the picture at each width and look around there: low-contrast edges before patches."""
 
-    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], depth: int = 1) -> None:
         layers: list[nn.Module] = []
         for before, after in zip((channels, *widths), widths, strict=False):
             halve = nn.Conv2d(before, after, 4, 2, 1, bias=False)  # even: centred on the four pixels that it joins
-            layers += [halve, nn.BatchNorm2d(after), nn.GELU(), LocalBlock(after)]
+            layers += [halve, nn.BatchNorm2d(after), nn.GELU(), *(LocalBlock(after) for _ in range(depth))]
         super().__init__(*layers)
+        self.depth = depth
+
+    def levels(self) -> list[nn.Module]:
+        """The last layer of each width."""
+        each = 3 + self.depth
+        return [self[n] for n in range(each - 1, len(self), each)]
 
 
 class PerceiverAttention(nn.Module):

@@ -64,6 +64,8 @@ class Sizes:
     channels: int = 3
     stem: tuple[int, ...] = ()
     """Widths of convolutions before the patches, halving the picture each; none in the published model."""
+    stem_depth: int = 1
+    """Residual 3x3 convolutions at each width of the stem."""
     local: int = 0
     """Residual 3x3 convolutions over the patches before the transformer; none in the published model."""
     context: int = 0
@@ -111,7 +113,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         channels = sizes.channels * (1 + 2 * sizes.context)
         if sizes.stem:
-            self.stem = Stem(channels, sizes.stem)
+            self.stem = Stem(channels, sizes.stem, sizes.stem_depth)
             channels = sizes.stem[-1]
         side = sizes.patch // 2 ** len(sizes.stem)
         self.proj = nn.Conv2d(channels, sizes.slice_width, side, side)

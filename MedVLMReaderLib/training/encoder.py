@@ -1,8 +1,8 @@
-"""First stage: the slice encoder learns what lies where, from made studies.
+"""Second stage: over convolutions that stay as they are, the transformer of the slice encoder learns what lies where.
 
 Each patch token must say, through a linear head that is thrown away afterwards, what every 6.4 mm place of its patch
-is, which kinds of finding touch the patch, whose centre lies in it and how large they are. Without this dense
-supervision a 6 mm lesion is never found (docs/decisions.md).
+is, which kinds of finding touch the patch, whose centre lies in it and how large they are. Without dense supervision
+a 6 mm lesion is never found (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -32,13 +32,10 @@ EFFUSION_SHARE = 0.3
 """How often that is an effusion, against any other finding: it is large and learnt soon."""
 RELIST = 100
 """Steps after which the folder is looked at again."""
-FOCUS_STEPS = 800
-"""Steps over which small findings come to count fully: at once, they drown the organs."""
-WEIGHTS = torch.tensor([
-    0.5, 1.0, 2.0, 2.0, 5.0, 3.0, 8.0, 10.0, 10.0, 5.0, 8.0, 1.0, 1.0,  # organs, in the order of LABELS
-    30.0, 11.0, 30.0, 30.0, 30.0, 30.0, 28.0,  # findings, in the order of KINDS
-])  # fmt: skip
-"""Of each class, about one over the root of how often it comes."""
+ORGAN_WEIGHTS = np.array([0.3, 0.7, 1.5, 1.5, 3.0, 2.0, 4.0, 5.0, 5.0, 3.0, 5.0, 1.0, 1.0], np.float32)
+"""Of each organ in the order of LABELS, about one over the root of how often it comes."""
+FINDING_COUNTS, MOST_COUNTS = 150.0, 40.0
+"""Of all places of a finding on a slice together, and of one place at most."""
 WINDOWS = 3
 RARE = -4.6
 """Log-odds with which the head starts to expect a finding: one patch in a hundred."""
@@ -53,6 +50,8 @@ class Slices:
     """(slices, channels * (1 + 2 context), size, size)."""
     places: Tensor
     """(slices, size / FINE, size / FINE) int64 index into CLASSES."""
+    weights: Tensor
+    """(slices, size / FINE, size / FINE) how much each place counts."""
     touched: Tensor
     """(slices, kinds, patches, patches) 1 where a finding of the kind covers part of the patch."""
     centred: Tensor
@@ -62,13 +61,11 @@ class Slices:
 
 
 class DenseHead(nn.Module):
-    """What patch tokens, and the stem before them, say of places and findings; only ever used in training."""
+    """What patch tokens say of places and findings; only ever used in training."""
 
-    def __init__(self, width: int, patch: int, stem: tuple[int, ...]) -> None:
+    def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         self.side = patch // FINE
-        self.early_side = 2 ** len(stem) // FINE
-        self.early = nn.Conv2d(stem[-1], self.early_side**2 * len(CLASSES), 1)
         self.places = nn.Linear(width, self.side**2 * len(CLASSES))
         self.findings = nn.Linear(width, 3 * len(KINDS))
         self.summary = nn.Linear(width, len(CLASSES))
@@ -87,29 +84,28 @@ class DenseHead(nn.Module):
         findings = self.findings(patches).transpose(1, 2).unflatten(1, (3, len(KINDS))).unflatten(-1, (rows, rows))
         return places, findings, summary
 
-    def seen_early(self, stem: Tensor) -> Tensor:
-        """(slices, classes, fine, fine) scores from the stem's output: small things are learnt where they are seen."""
-        return F.pixel_shuffle(self.early(stem), self.early_side)
 
-
-def loss(head: DenseHead, stem: Tensor, tokens: Tensor, batch: Slices, step: int) -> dict[str, Tensor]:
+def loss(head: DenseHead, tokens: Tensor, batch: Slices) -> dict[str, Tensor]:
     """The parts of the dense loss, by name."""
-    focus = 0.03 + 0.07 * min(1.0, step / FOCUS_STEPS)
     places, findings, summary = head(tokens)
     shown = F.one_hot(batch.places.flatten(1), len(CLASSES)).amax(1).float()
     touched, centred, sizes = findings.unbind(1)
     here = batch.touched > 0
     return {
-        "places": F.cross_entropy(places, batch.places, weight=WEIGHTS),
-        "early": F.cross_entropy(head.seen_early(stem), batch.places, weight=WEIGHTS),
-        "touched": _balanced(touched, batch.touched) * focus,
-        "centred": _balanced(centred, batch.centred) * focus,
+        "places": weighted(places, batch.places, batch.weights),
+        "touched": 0.1 * balanced(touched, batch.touched),
+        "centred": 0.1 * balanced(centred, batch.centred),
         "summary": 0.3 * F.binary_cross_entropy_with_logits(summary, shown),
         "sizes": 0.3 * F.smooth_l1_loss(sizes[here], batch.sizes[here], beta=0.2) if here.any() else sizes.sum() * 0,
     }
 
 
-def _balanced(scores: Tensor, truth: Tensor) -> Tensor:
+def weighted(scores: Tensor, right: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy of places, each with its weight."""
+    return (F.cross_entropy(scores, right, reduction="none") * weights).sum() / weights.sum()
+
+
+def balanced(scores: Tensor, truth: Tensor) -> Tensor:
     """Focal loss (arXiv 1708.02002): patches with a finding are one in hundreds."""
     entropy = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
     miss = (truth - scores.sigmoid()).abs()
@@ -123,7 +119,7 @@ class Pictures:
         self.folder, self.recipe, self.sizes, self.seed = folder, recipe, sizes, seed
         self.paths: list[Path] = []
 
-    def at(self, step: int, studies: int = 8, each: int = 3) -> Slices:
+    def at(self, step: int, studies: int = 8, each: int = 2) -> Slices:
         """`each` slices of so many `studies`; the same for the same step, once all studies are there."""
         if step % RELIST == 0 or not self.paths:
             self.paths = sorted(self.folder.glob("*.npz"))
@@ -164,7 +160,10 @@ def _slice(
     lesions = plane.lesions[at]
     kinds = np.array([0] + [len(LABELS) + KINDS.index(f.kind) for f in truth.findings])
     places = np.where(lesions > 0, kinds[lesions], plane.organs[at]).astype(np.int64)
-    arrays = (pictures, places, *finding_maps(truth, plane, at, sizes.patch // FINE))
+    counts = np.bincount(lesions.ravel(), minlength=len(kinds)).astype(np.float32)
+    share = np.clip(FINDING_COUNTS / np.maximum(counts, 1), 3, MOST_COUNTS).astype(np.float32)
+    weights = np.where(lesions > 0, share[lesions], ORGAN_WEIGHTS[plane.organs[at]])
+    arrays = (pictures, places, weights, *finding_maps(truth, plane, at, sizes.patch // FINE))
     return mirror(arrays, plane.plane) if mirrored else arrays
 
 
@@ -211,21 +210,10 @@ def finding_maps(truth: Truth, plane: PreparedPlane, at: int, side: int) -> tupl
     return touched, centred, sizes
 
 
-class StemOutput:
-    """What an encoder's stem gave last."""
-
-    def __init__(self, encoder: SliceEncoder) -> None:
-        self.last = torch.empty(0)
-        encoder.patch_embed.stem.register_forward_hook(self._keep)
-
-    def _keep(self, _stem: nn.Module, _pictures: object, output: Tensor) -> None:
-        self.last = output
-
-
 def encoder_parts(sizes: Sizes, seed: int) -> tuple[SliceEncoder, DenseHead]:
     """A new slice encoder and its head."""
     torch.manual_seed(seed)
     encoder = SliceEncoder(sizes)
     nn.init.trunc_normal_(encoder.pos_embed, std=0.2)
     nn.init.trunc_normal_(encoder.cls_token, std=0.02)
-    return encoder, DenseHead(sizes.slice_width, sizes.patch, sizes.stem)
+    return encoder, DenseHead(sizes.slice_width, sizes.patch)

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from MedVLMReaderLib.phantom_report import REPORT_REQUESTS, questions, report
+from MedVLMReaderLib.phantom_report import REPORT_REQUESTS, Exchange, questions, report
 from MedVLMReaderLib.truth import Truth
 
 PAD, END, USER, READER = "<|pad|>", "<|end|>", "<|user|>", "<|reader|>"
@@ -32,7 +32,15 @@ def turns(truth: Truth, rng: random.Random, count: int) -> list[Turn]:
     chosen = rng.sample(closed, min(count * 3 // 4, len(closed)))
     chosen += rng.sample(free, min(count - len(chosen), len(free)))
     request = REPORT_REQUESTS[0] if rng.random() < 0.6 else rng.choice(REPORT_REQUESTS)
-    return [Turn(request, report(truth)), *(Turn(q.question, q.answer) for q in chosen)]
+    return [Turn(request, report(truth)), *(Turn(q.question, worded(q)) for q in chosen)]
+
+
+def worded(exchange: Exchange) -> str:
+    """The answer as it is taught: the words of a choice before its letter, which is looked up once they stand there."""
+    if not exchange.closed:
+        return exchange.answer
+    letter, words = exchange.answer.split(". ", 1)
+    return f"{words}, {letter}."
 
 
 def corpus(truths: Iterable[Truth], seed: int = 0) -> Iterator[str]:
@@ -42,7 +50,7 @@ def corpus(truths: Iterable[Truth], seed: int = 0) -> Iterator[str]:
         yield report(truth)
         for exchange in questions(truth, rng):
             yield exchange.question
-            yield exchange.answer
+            yield worded(exchange)
     for number in NUMBERS:
         yield from [f"of {number} mm"] * 20
 

@@ -1,7 +1,8 @@
 """The built-in model's recipe: its stages, each resumable, in a folder of runs.
 
 data      made studies, prepared              runs/data/SEED.npz
-encoder   dense supervision of the slices     runs/encoder/
+stem      its convolutions, on crops          runs/stem/
+encoder   its transformer, on whole slices    runs/encoder/
 features  every study through the encoder     runs/features/SEED.safetensors
 language  the decoder, on perfect tokens      runs/language/
 words     Z-former and perceiver between both  runs/words/
@@ -28,6 +29,7 @@ from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import REPORT_REQUEST
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training import encoder as dense
+from MedVLMReaderLib.training import stem as local
 from MedVLMReaderLib.training.features import encode_all, load_features
 from MedVLMReaderLib.training.language import END, READER, USER, corpus, made_tokenizer, turns
 from MedVLMReaderLib.training.loop import Ahead, Schedule, train, weights_in
@@ -35,7 +37,7 @@ from MedVLMReaderLib.training.made_data import FIRST_TEXT_SEED, FIRST_TRAINING_S
 from MedVLMReaderLib.training.telling import TOKENS
 from MedVLMReaderLib.training.words import Studies, Writer, centred, place_latents
 
-STAGES = ("data", "encoder", "features", "language", "words", "export")
+STAGES = ("data", "stem", "encoder", "features", "language", "words", "export")
 
 RECIPE = Recipe(
     size=128,
@@ -47,7 +49,8 @@ RECIPE = Recipe(
 SIZES = Sizes(
     patch=8,
     table=128,
-    stem=(32, 64),
+    stem=(48, 96),
+    stem_depth=3,
     local=2,
     context=1,
     slice_width=128,
@@ -71,7 +74,8 @@ DECODER: dict[str, Any] = {
 TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
 
 
-ENCODER = Schedule(steps=5000, learning_rate=2e-3)
+STEM = Schedule(steps=4000, learning_rate=2e-3)
+ENCODER = Schedule(steps=2200, learning_rate=1.5e-3)
 LANGUAGE = Schedule(steps=4000, learning_rate=1.5e-3)
 WORDS = Schedule(steps=4000, learning_rate=1.5e-3)
 
@@ -85,6 +89,7 @@ class Plan:
     """How much of everything; smaller for a trial."""
 
     studies: int = 3000
+    stem: Schedule = STEM
     encoder: Schedule = ENCODER
     language: Schedule = LANGUAGE
     outlines: int = 5000
@@ -105,6 +110,8 @@ def run(stage: str, runs: Path, plan: Plan, minutes: float = 75.0) -> bool:
         for _ in make(runs / "data", seeds, RECIPE):
             pass
         return True
+    if stage == "stem":
+        return train_stem(runs, plan, minutes)
     if stage == "encoder":
         return train_encoder(runs, plan, minutes)
     if stage == "features":
@@ -117,18 +124,30 @@ def run(stage: str, runs: Path, plan: Plan, minutes: float = 75.0) -> bool:
     raise ReaderError(f"No stage '{stage}'. Stages: {', '.join(STAGES)}.")
 
 
+def train_stem(runs: Path, plan: Plan, minutes: float) -> bool:
+    """The convolutions of the slice encoder, on crops around findings."""
+    torch.manual_seed(plan.seed)
+    network = local.Local(SIZES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    crops = Ahead(local.Crops(runs / "data", RECIPE, SIZES, plan.seed).at)
+    return train(network, lambda step: local.loss(network, crops(step)), runs / "stem", plan.stem, minutes)
+
+
 def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
-    """Dense supervision of the slice encoder."""
+    """The transformer of the slice encoder, over the convolutions of the stage before."""
     encoder, head = dense.encoder_parts(SIZES, plan.seed)
+    learned = weights_in(load_file(runs / "stem" / "checkpoint.safetensors"))
+    named = {n.removeprefix("patch_embed."): v for n, v in learned.items() if n.startswith("patch_embed.")}
+    encoder.patch_embed.load_state_dict(named)
+    encoder.patch_embed.requires_grad_(False)
     network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stem = dense.StemOutput(encoder)
     pictures = Ahead(dense.Pictures(runs / "data", RECIPE, SIZES, plan.seed).at)
 
     def losses(step: int) -> dict[str, Tensor]:
+        encoder.patch_embed.eval()  # its batch norms stay as they are
         batch = pictures(step)
         with torch.autocast("cpu", torch.bfloat16):  # a quarter less time on processors that have it
             tokens = encoder(batch.pictures.to(memory_format=torch.channels_last))
-        return dense.loss(head, stem.last.float(), tokens.float(), batch, step)
+        return dense.loss(head, tokens.float(), batch)
 
     return train(network, losses, runs / "encoder", plan.encoder, minutes)
 
@@ -236,5 +255,5 @@ def trial(plan: Plan) -> Plan:
     """A plan small enough for a test: it shows that the stages fit together, not that they teach anything."""
     few = Schedule(steps=3, learning_rate=1e-3, warm_up=1, save_every=2, log_every=1)
     return replace(
-        plan, studies=3, encoder=few, language=few, words=few, words_studies=2, asked=3, texts=20, outlines=4
+        plan, studies=3, stem=few, encoder=few, language=few, words=few, words_studies=2, asked=3, texts=20, outlines=4
     )

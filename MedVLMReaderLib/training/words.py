@@ -34,8 +34,6 @@ FOUND_COUNTS = 20.0
 """How much more than an empty part of the scan one with a finding counts."""
 KEPT = 0.45
 """Share of the patches that a study is learned from, but for the last steps."""
-LETTER_COUNTS = 12.0
-"""How much the letter of a choice counts: it is the hardest to learn, since the words that it stands for come after."""
 IGNORED = -100
 QUIET = 0.15
 """Spread of the noise on perfect tokens, of what a token adds for one finding."""
@@ -195,10 +193,7 @@ def _row(pairs: Sequence[tuple[list[int], int]], visual: int, tokenizer: Any) ->
 def informative(answer: list[int], tokenizer: Any) -> Tensor:
     """Weights of an answer's tokens: what the image decides counts, what the wording alone decides hardly."""
     if len(answer) < SHORT:
-        weights = torch.full((len(answer),), 3.0)
-        if len(answer) > 1 and tokenizer.decode(answer[1:2]).strip() == ".":
-            weights[0] = LETTER_COUNTS
-        return weights
+        return torch.full((len(answer),), 3.0)
     weights = torch.full((len(answer),), 0.2)
     sentence: list[int] = []
     first = True

@@ -145,7 +145,7 @@ def test_the_learning_rate_rises_then_falls_to_next_to_nothing():
 
 
 def test_a_stage_that_is_not_known_is_told_with_the_known_ones(tmp_path):
-    with pytest.raises(ReaderError, match=r"data, encoder, features, language, words, export"):
+    with pytest.raises(ReaderError, match=r"data, stem, encoder, features, language, words, export"):
         recipe.run("dream", tmp_path, recipe.Plan())
 
 
