@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
@@ -22,6 +21,7 @@ from MedVLMReaderLib.worker.events import (
     Exited,
     Failed,
     Heatmap,
+    Loaded,
     Needs,
     OnEvent,
     Prepared,
@@ -95,7 +95,7 @@ class Client:
 
     def ask(
         self, study: int, question: str | None, *, session: ChatSession | None = None, number: int | None = None,
-        place: Place | None = None, history: Sequence[Message] = (), options: Options = USUAL,
+        place: Place | None = None, history: Sequence[Message] = (), options: Options = USUAL, fresh: bool = False,
         on_event: OnEvent = ignored,
     ) -> int:  # fmt: skip
         """Ask about a study; None asks for the model's report. Ends with `Answered`, stopped or whole.
@@ -103,7 +103,7 @@ class Client:
         With a `session`, what it holds when the question's turn comes is told first, as `chat.Chat` does, and the
         answer becomes its turn `number`, from 0; None: its next one. Turns after it go. Without one, `history` is told.
         `place`: what the question is about. Where the worker ends in mid-answer, the words that had come are a turn,
-        too, marked incomplete.
+        too, marked incomplete. `fresh`: nothing that the decoder has kept of the last answer is used again.
         """
 
         def content() -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Client:
             else:
                 before = session.turns[: turn_number(session, number)]
                 chat = {"turns": [turn_plain(turn) for turn in before], "first_told": session.first_told}
-            return {**asked, **chat, "place": place and place.plain()}
+            return {**asked, **chat, "place": place and place.plain(), "fresh": fresh}
 
         def kept(reading: Reading, first_told: int) -> int:
             if session is None:
@@ -241,8 +241,8 @@ class Client:
         return self.running.busy
 
     @property
-    def loaded(self) -> object:
-        """`Loaded` while a model is in memory, else None."""
+    def loaded(self) -> Loaded | None:
+        """The model while it is in memory."""
         return self.running.loaded
 
     def seen(self, study: int) -> Saw | None:
@@ -316,8 +316,3 @@ def verdict_from(said: Mapping[str, Any]) -> Verdict:
     r, a, s = (float(x) for x in said["centre_ras_mm"])
     others = tuple(float(x) for x in said["elsewhere"])
     return Verdict(float(said["likelihood"]), float(said["drop"]), others, float(said["region_ml"]), (r, a, s))
-
-
-def folder_of(client: Client) -> Path:
-    """The private folder, for tests."""
-    return client.running.folder
