@@ -113,6 +113,7 @@ class Client:
                 chat: dict[str, Any] = {"history": [asdict(message) for message in history]}
             else:
                 before = session.turns[: turn_number(session, number)]
+                self._check_same(study, session)
                 chat = {"turns": [turn_plain(turn) for turn in before], "first_told": session.first_told}
             return {**asked, **chat, "place": place and place.plain(), "fresh": fresh}
 
@@ -248,6 +249,13 @@ class Client:
     def seen(self, study: int) -> Saw | None:
         """What is known of a study that the worker has in memory now."""
         return self.running.seen.get(study)
+
+    def _check_same(self, study: int, session: ChatSession) -> None:
+        """A new session is about this study from now on; ReaderError where it is about another one."""
+        keys = self.running.seen[study].volume_keys
+        session.volumes = session.volumes or keys
+        if session.volumes != keys:
+            raise ReaderError("This chat is about another scan. Choose the scan that it was begun with, or a new chat.")
 
     def _written(self, reading: Reading) -> str:
         return write_reading(self.running.folder, f"asked-{self.running.next_number()}", reading)
