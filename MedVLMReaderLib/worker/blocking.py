@@ -141,7 +141,17 @@ class WorkerReader:
         self, volumes: Volume | Sequence[Volume], view: View | None = None, stopped: Callable[[], bool] = never
     ) -> WorkerSeen:
         """Encode a study: one volume, or several series. Raises `Stopped` once `stopped` says True."""
-        saw = self.wait(lambda tell: self.client.see(volumes, view, on_event=tell), Saw, stopped)
+        asked: list[int] = []
+
+        def ask(tell: OnEvent) -> int:
+            asked.append(self.client.see(volumes, view, on_event=tell))
+            return asked[0]
+
+        try:
+            saw = self.wait(ask, Saw, stopped)
+        except BaseException:
+            self._forgotten.extend(asked)
+            raise
         seen = WorkerSeen(
             saw.study, saw.token_map, dict(saw.preparation), saw.key, saw.notes, saw.boxes, saw.volume_keys
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +24,13 @@ QUICK = Options(heatmaps=False)
 DRAWN = Options(sample=True, temperature=3.0, longest=12, seed=5)
 
 
+EVENTS: list[object] = []
+
+
 @pytest.fixture(scope="module")
 def there(tiny_model):
-    with blocking.load(str(tiny_model)) as there:
+    EVENTS.clear()
+    with blocking.load(str(tiny_model), on_event=EVENTS.append) as there:
         yield there
 
 
@@ -38,6 +42,12 @@ def here(tiny_model):
 def said(parts: object) -> Reading:
     *_, reading = parts
     return reading
+
+
+def plain(reading: Reading) -> dict[str, object]:
+    """All but arrays and what differs from one time to the next."""
+    content = json.loads(json.dumps(reading.plain()[0], default=np.ndarray.tolist))
+    return {name: content[name] for name in content if name not in ("timings", "created", "grids", "boxes")}
 
 
 def test_see_ask_look_and_verify_give_what_a_reader_gives(here, there):
@@ -52,14 +62,12 @@ def test_see_ask_look_and_verify_give_what_a_reader_gives(here, there):
         edited = one.look(seen, parts[-1], text="A stone.", history=history)
         readings.append([one.report(seen), parts[-1], looked, edited])
     for mine, yours in zip(*readings, strict=True):
-        assert (mine.question, mine.text, mine.notes, mine.model, mine.revision, mine.options, mine.preparation) == (
-            yours.question, yours.text, yours.notes, yours.model, yours.revision, yours.options, yours.preparation,
-        )  # fmt: skip
+        assert plain(mine) == plain(yours)
         assert [trace.method for trace in mine.traces] == [trace.method for trace in yours.traces]
         for a, b in zip(mine.traces, yours.traces, strict=True):
             np.testing.assert_allclose(a.weights, b.weights, atol=1e-5)
     mine, yours = here.see(scan), there.see(scan)
-    assert (mine.key, mine.notes, mine.preparation) == (yours.key, yours.notes, yours.preparation)
+    assert (mine.key, mine.notes) == (yours.key, yours.notes)
     assert mine.token_map.cells == yours.token_map.cells
     assert (here.context, here.model.name, here.model.revision, here.model.report_request()) == (
         there.context, there.model.name, there.model.revision, there.model.report_request(),
@@ -85,12 +93,13 @@ def test_a_stop_is_what_it_is_for_a_reader(there):
     assert said(there.ask(seen, "Again?", options=QUICK)).text == TINY_TEXT
 
 
-def test_what_goes_wrong_is_the_error_that_a_reader_raises(there):
+def test_what_goes_wrong_is_the_error_that_a_reader_raises(there, tiny_model):
     seen = there.see(tiny_scan())
     with pytest.raises(ReaderError, match="question is empty"):
         said(there.ask(seen, " "))
     with pytest.raises(ReaderError, match="No model 'nobody'"):
-        blocking.load("nobody")
+        there.load("nobody")
+    there.load(str(tiny_model))
     there.forget()
     assert said(there.ask(seen, "Why?", options=QUICK)).text == TINY_TEXT
 
@@ -118,18 +127,22 @@ def test_two_threads_take_turns(there):
     assert {n: reading.question for n, reading in answers.items()} == {n: f"Number {n}?" for n in range(3)}
 
 
+MEANWHILE: list[int] = []
+"""Grows while something is waited for."""
+
+
 @pytest.fixture
 def logic(there):
-    alive: list[int] = []
-    logic = Logic(there.client, meanwhile=lambda: alive.append(0))
+    logic = Logic(there.client, meanwhile=lambda: MEANWHILE.append(0))
     yield logic
-    assert alive
     logic.forget()
 
 
 def test_the_console_reads_asks_and_draws_and_all_about_a_scan_is_one_chat(logic):
     scan = tiny_scan()
+    MEANWHILE.clear()
     report = logic.read(scan)
+    assert MEANWHILE
     assert report.text == TINY_TEXT
     answer = logic.ask(scan, "Is there a stone?", options=QUICK)
     assert answer.question == "Is there a stone?"
@@ -167,12 +180,6 @@ def test_a_folder_is_read_as_batch_reads_it(logic, tmp_path):
     assert not any("Started" in path.read_text() for path in readings)
 
 
-def test_everything_that_goes_on_is_told_to_who_wants_to_know(tiny_model, tmp_path: Path):
-    events: list[object] = []
-    with blocking.load(str(tiny_model), on_event=events.append) as one:
-        one.free()
-        assert one.model.name == "tiny"
-    assert [event for event in events if isinstance(event, Started)] == [
-        Started("program"), Started("model"), Started("program"), Started("model"),
-    ]  # fmt: skip
-    assert sum(isinstance(event, Loaded) for event in events) == 2
+def test_everything_that_goes_on_is_told_to_who_wants_to_know(there):
+    assert EVENTS[:2] == [Started("program"), Started("model")]
+    assert isinstance(EVENTS[2], Loaded)
