@@ -11,9 +11,9 @@ BYTES_A_VOXEL = 12
 
 def check_room(voxels: int) -> None:
     """Raises ReaderError where so many voxels would need more memory than is free."""
-    needed, free = voxels * BYTES_A_VOXEL, free_memory()
-    if needed > free:
+    needed = voxels * BYTES_A_VOXEL
+    if needed > free_memory():  # how much is free is not said: the same scan has the same error.json
         raise ReaderError(
-            f"The scan has {voxels / 1e6:,.0f} million voxels and needs about {needed / 2**30:.1f} GB of memory; "
-            f"{free / 2**30:.1f} GB are free. Crop or resample it, or read it on a larger machine."
+            f"The scan has {voxels / 1e6:,.0f} million voxels and needs about {needed / 2**30:,.1f} GB of memory, more "
+            "than is free. Crop or resample it, or read it on a larger machine."
         )

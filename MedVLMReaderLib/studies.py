@@ -154,7 +154,8 @@ def of_csv(table: Path) -> list[AnyStudy]:
         raise ReaderError(f"'{table}' has no column 'path'. Its first line must name the columns: path, study, series.")
     found: dict[str, int] = {}
     studies: list[AnyStudy] = []
-    for number, row in enumerate(rows, 2):
+    for row in rows:
+        number = rows.line_num
         cells = {name: (row.get(own) or "").strip() for name, own in columns.items()}
         if not any(cells.values()):
             continue
