@@ -20,6 +20,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.dicom import Stack, by_series, depths, is_dicom, parts, volume_of, with_damaged
 from MedVLMReaderLib.dicom_slices import Slice, pictures, slices_of
 from MedVLMReaderLib.room import check_room
+from MedVLMReaderLib.stack import SAME_PLACE_MM
 from MedVLMReaderLib.thumbnail import small_png
 from MedVLMReaderLib.volume import Volume, windowed
 
@@ -34,11 +35,15 @@ create table if not exists file (
     series text, primary key (folder, name)) without rowid;
 create index if not exists file_series on file (series);
 create table if not exists series (
-    series text not null, part integer not null, study text not null, folder text not null, number integer,
+    series text not null, part integer not null, study text not null, number integer,
     description text not null, modality text not null, plane text not null, slices integer not null,
     spacing_mm real not null, extent_mm real not null, voxels integer not null, localizer integer not null,
     thumbnail blob, primary key (series, part));
 """
+_COLUMNS = (
+    "series", "part", "study", "number", "description", "modality", "plane", "slices", "spacing_mm", "extent_mm",
+    "voxels", "localizer",
+)  # fmt: skip
 _PICTURE, _OTHER, _DAMAGED = "picture", "other", "damaged"
 
 
@@ -128,11 +133,15 @@ def series_key(one: Slice) -> str:
 
 def chosen_series(found: Sequence[Indexed], rule: str = THINNEST) -> list[SeriesStudy]:
     """One series of every study, or with the rule `all` every one, in order of ids."""
+    return sorted((one.to_read() for one in chosen(found, rule)), key=lambda one: one.id)
+
+
+def chosen(found: Sequence[Indexed], rule: str = THINNEST) -> list[Indexed]:
+    """What the rule takes of each study."""
     studies: dict[str, list[Indexed]] = {}
     for one in found:
         studies.setdefault(one.study, []).append(one)
-    chosen = list(found) if rule == EVERY else [thinnest_axial(own) for own in studies.values()]
-    return sorted((one.to_read() for one in chosen), key=lambda one: one.id)
+    return list(found) if rule == EVERY else [thinnest_axial(own) for own in studies.values()]
 
 
 def thinnest_axial(series: Sequence[Indexed]) -> Indexed:
@@ -227,15 +236,13 @@ class Index:
         """Work a series out anew from all of its files."""
         self.base.execute("delete from series where series = ?", (series,))
         slices: list[Slice] = []
-        folder = ""
         for where, name in self.base.execute(
             "select folder, name from file where series = ? order by folder, name", (series,)
         ).fetchall():
-            folder = folder or where
             slices += fresh.get((where, name)) or _looked_at(Path(where, name))[1]
         for stack in parts(slices) if slices else []:
             self.base.execute(
-                f"insert into series values ({', '.join('?' * 14)})", (series, *_row(stack, folder), _picture(stack))
+                f"insert into series values ({', '.join('?' * 13)})", (*_row(indexed(stack)), _picture(stack))
             )
 
     def series(self, folder: Path) -> list[Indexed]:
@@ -253,8 +260,7 @@ class Index:
             elif kind == _DAMAGED:
                 damaged[where] = damaged.get(where, 0) + 1
         rows = self.base.execute(
-            "select series, part, study, number, description, modality, plane, slices, spacing_mm, extent_mm, voxels, "
-            "localizer from series order by study, number, series, part"
+            f"select {', '.join(_COLUMNS)} from series order by study, number, series, part"
         ).fetchall()
         return [_indexed(row, paths[row[0]], damaged) for row in rows if row[0] in paths]
 
@@ -318,18 +324,24 @@ def _looked_at(path: Path) -> tuple[str, list[Slice]]:
         return _DAMAGED, []
 
 
-def _row(stack: Stack, folder: str) -> tuple[Any, ...]:
+def indexed(stack: Stack) -> Indexed:
+    """What is to be known of a volume without its voxels."""
     one, first = stack.series, stack.slices[0]
     along = np.sort(depths(stack.slices))
     steps = np.diff(along)
-    steps = steps[steps > 1e-3]
-    study = hashed(first.header.study, first.header.patient) if first.header.study else series_key(first)
-    marks = str(first.marks).upper()
-    return (
-        one.part, study, folder, one.number, one.description, one.modality, one.plane, one.slices,
+    steps = steps[steps > SAME_PLACE_MM]
+    series, marks = series_key(first), str(first.marks).upper()
+    study = hashed(first.header.study, first.header.patient) if first.header.study else series
+    return Indexed(
+        series, one.part, study, one.number, one.description, one.modality, one.plane, one.slices,
         float(np.median(steps)) if len(steps) else 0.0, float(along[-1] - along[0]),
-        one.slices * first.shape[0] * first.shape[1], int("LOCALIZER" in marks or "SCOUT" in marks),
+        one.slices * first.shape[0] * first.shape[1], "LOCALIZER" in marks or "SCOUT" in marks,
     )  # fmt: skip
+
+
+def _row(one: Indexed) -> tuple[Any, ...]:
+    """In the order of the table."""
+    return tuple(getattr(one, name) for name in _COLUMNS)
 
 
 def _picture(stack: Stack) -> bytes | None:

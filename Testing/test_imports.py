@@ -104,13 +104,13 @@ RULES = {
     "sentence_pictures": Rule("pictures reading report_page volume"),
     "failure": Rule("shelf"),
     "summary": Rule("report_page shelf", inside="pyarrow"),
-    "dicom_index": Rule("dicom dicom_slices room thumbnail volume", "numpy"),
-    "dicomweb": Rule("dicom dicom_index dicom_slices room volume", "numpy", "dicomweb_client pydicom requests"),
+    "dicom_index": Rule("dicom dicom_slices room stack thumbnail volume", "numpy"),
+    "dicomweb": Rule("dicom dicom_index dicom_slices room volume", inside="dicomweb_client pydicom requests"),
     "studies": Rule("dicom_index files room volume"),
     "batch": Rule(
         "failure host reading shelf study thumbnail volume", ours_inside="sentence_pictures summary"
     ),
-    "cluster": Rule("batch shelf", inside="ray torch", ours_inside="reader failure"),
+    "cluster": Rule("batch failure shelf", inside="ray torch", ours_inside="reader"),
     "place": Rule("geometry volume", "numpy"),
     "session": Rule("geometry volume study reading place"),
     "chat": Rule("geometry reader reading place session study volume"),
