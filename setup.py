@@ -20,6 +20,7 @@ BASE = [
     "pylibjpeg-openjpeg>=2.4",
     "matplotlib>=3.9",
     "tqdm>=4.66",
+    "pillow>=11",
 ]
 MODELS = [
     "torch>=2.10",
@@ -30,8 +31,10 @@ MODELS = [
     "monai>=1.5",
 ]
 QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
+# Many studies: tables, a cluster, a DICOMweb server
+BATCH = ["pyarrow>=18", "fsspec>=2025.3", "ray>=2.50", "dicomweb-client>=0.60"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
-TEST += QUANTISED
+TEST += [*QUANTISED, *BATCH]
 
 setup(
     name="medvlmreader",
@@ -53,8 +56,9 @@ setup(
     extras_require={
         "models": MODELS,
         "quantised": [*MODELS, *QUANTISED],
+        "batch": BATCH,
         "test": TEST,
-        "all": [*MODELS, *QUANTISED],
+        "all": [*MODELS, *QUANTISED, *BATCH],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

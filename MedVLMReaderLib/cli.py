@@ -156,6 +156,52 @@ def _chat(commands: Commands) -> None:
     command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
 
 
+def _batch(commands: Commands) -> None:
+    command = _add(
+        commands, "batch", "batch:batch", "read many studies, each into a folder of its own",
+        "INPUT is a folder (every scan in it, and of every DICOM examination one series), a csv with a column `path`\n"
+        "(and if wanted `study` and `series`), or a DICOMweb address. Studies that are there are skipped, failed ones\n"
+        "leave error.json. summary.csv, summary.parquet and index.html tell of all. Folders are named by opaque ids;\n"
+        "no name of a file is kept unless --names asks for it.\n"
+        "Ctrl-C stops cleanly; the same command goes on. Exit code 1: some studies failed.",
+        "batch studies --out readings",
+        "batch studies.csv --model m3d-lamed --questions questions.txt --out readings --pictures",
+        "batch studies --out /shared/readings --ray 10.0.0.1:6379 --workers 8",
+    )  # fmt: skip
+    command.add_argument("input", metavar="INPUT", help="folder, csv, or http(s):// of a DICOMweb server")
+    command.add_argument("--out", metavar="DIR", help="folder of the readings, or a URL that fsspec can write to")
+    _model(command)
+    command.add_argument("--questions", type=Path, metavar="FILE", help="one a line (default: ask for a report)")
+    command.add_argument("--pictures", action="store_true", help="keep a picture for each sentence, and a page")
+    command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
+    command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
+    command.add_argument("--threads", type=_count, metavar="N", help="of a reader (default: half of the cores)")
+    command.add_argument("--names", type=Path, metavar="FILE", help="write there which id is which scan, as csv")
+    command.add_argument("--list", action="store_true", help="only show what would be read, and its ids")
+    command.add_argument(
+        "--rule", choices=["thinnest-axial", "all"], default="thinnest-axial",
+        help="which series of a DICOM examination (default: thinnest-axial)",
+    )  # fmt: skip
+    command.add_argument("--index", type=Path, metavar="FILE", help="the folder's DICOM index (default: in the cache)")
+    command.add_argument("--query", metavar="Q", help="of a DICOMweb server: ModalitiesInStudy=CT,StudyDate=20260101-")
+    command.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="on a Ray cluster: host:port, auto; none: start one"
+    )
+    command.add_argument("--workers", type=_count, metavar="N", help="of --ray: readers (default: what fits)")
+
+
+def _index(commands: Commands) -> None:
+    command = _add(
+        commands, "index", "batch:index", "list the DICOM series under a folder, and which `batch` would read",
+        "Headers are read once and kept in a small file in the user's cache; the next time only new files are opened.",
+        "index archive",
+        "index archive --json --thumbnails pictures",
+    )  # fmt: skip
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="looked through with all folders in it")
+    command.add_argument("--index", type=Path, metavar="FILE", help="keep the index there instead")
+    command.add_argument("--thumbnails", type=Path, metavar="DIR", help="write the middle slice of each series there")
+
+
 def _heatmap(commands: Commands) -> None:
     command = _add(
         commands, "heatmap", "heatmap:heatmap", "draw where the model looked for a part of a kept reading",
@@ -293,8 +339,8 @@ def _evaluate(commands: Commands) -> None:
 
 
 _ALL = (
-    _models, _read, _ask, _chat, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate,
-    _evaluate,
+    _models, _read, _ask, _chat, _batch, _index, _heatmap, _preview, _search, _classify, _check, _phantom, _train,
+    _calibrate, _evaluate,
 )  # fmt: skip
 
 

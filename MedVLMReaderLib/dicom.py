@@ -20,7 +20,10 @@ from MedVLMReaderLib.stack import SAME_PLACE_MM, stacked
 from MedVLMReaderLib.volume import Modality, PlaneName, Volume
 from MedVLMReaderLib.voxels import MIN_SLICES, finite, joined
 
-__all__ = ["Series", "check_readable", "is_dicom", "list_series", "read_series"]
+__all__ = [
+    "Series", "Stack", "by_series", "check_readable", "depths", "is_dicom", "list_series", "parts", "read_series",
+    "volume_of", "with_damaged",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Series:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stack:
+class Stack:
     """The slices that make one volume, and what was left out to get there."""
 
     series: Series
@@ -84,15 +87,19 @@ def read_series(path: str | Path, series: str | None = None) -> Volume:
     stacks, found = _stacks(place, series)
     stack = _chosen(stacks, series, place)
     try:
-        volume = _volume(stack)
+        volume = volume_of(stack)
     except ReaderError as error:
         name = _names(stacks)[stacks.index(stack)]
         raise ReaderError(f"Series {name} of '{place}' cannot be read. {error}") from error
-    notes = volume.notes
-    if found.damaged:
-        files = _counted(found.damaged, "file")
-        notes += (f"{files} in the folder could not be read and {_were(found.damaged)} left out.",)
-    return Volume(volume.values, volume.grid, volume.modality, volume.source, notes)
+    return with_damaged(volume, found.damaged)
+
+
+def with_damaged(volume: Volume, damaged: int) -> Volume:
+    """The volume, with a note that so many files beside it could not be read."""
+    if not damaged:
+        return volume
+    note = f"{_counted(damaged, 'file')} in the folder could not be read and {_were(damaged)} left out."
+    return Volume(volume.values, volume.grid, volume.modality, volume.source, (*volume.notes, note))
 
 
 def check_readable(place: Path) -> None:
@@ -109,19 +116,16 @@ def check_readable(place: Path) -> None:
         raise ReaderError(f"'{place}' is empty. Copy or export it again.")
 
 
-def _stacks(place: Path, series: str | None) -> tuple[list[_Stack], _Found]:
+def _stacks(place: Path, series: str | None) -> tuple[list[Stack], _Found]:
     """All volumes to choose from, by number; for a file, those that hold it unless another series is named."""
     if place.name.upper() == "DICOMDIR" and place.is_file():
         place = place.parent  # the index of a disc stands for the disc
     check_readable(place)
     found = _found(place)
-    by_series: dict[tuple[str, int | None], list[Slice]] = {}
-    for one in found.slices:
-        by_series.setdefault((one.header.uid, one.header.number if not one.header.uid else None), []).append(one)
-    groups = list(by_series.values())
+    groups = by_series(found.slices)
     if place.is_file() and series is None:
         groups = [group for group in groups if any(one.path == place for one in group)]
-    stacks = [stack for group in groups for stack in _parts(group)]
+    stacks = [stack for group in groups for stack in parts(group)]
     if place.is_file() and series is None:
         stacks = [stack for stack in stacks if any(one.path == place for one in stack.slices)]
     if not stacks:
@@ -129,7 +133,7 @@ def _stacks(place: Path, series: str | None) -> tuple[list[_Stack], _Found]:
     return sorted(stacks, key=_by_number), found
 
 
-def _by_number(stack: _Stack) -> tuple[float, str, int]:
+def _by_number(stack: Stack) -> tuple[float, str, int]:
     one = stack.series
     return (float("inf") if one.number is None else one.number, one.uid, one.part)
 
@@ -195,7 +199,16 @@ def _nothing(place: Path, found: _Found, groups: list[list[Slice]]) -> str:
     return f"'{place}' holds no DICOM images. Choose the folder of a scan, or a NIfTI, NRRD or MHA file."
 
 
-def _parts(slices: list[Slice]) -> list[_Stack]:
+def by_series(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The slices of each series of each patient."""
+    groups: dict[tuple[str, int | None, str], list[Slice]] = {}
+    for one in slices:
+        header = one.header
+        groups.setdefault((header.uid, header.number if not header.uid else None, header.patient), []).append(one)
+    return list(groups.values())
+
+
+def parts(slices: list[Slice]) -> list[Stack]:
     """The volumes in a series: one, unless it mixes sizes, directions, phases or echoes."""
     groups = [group for group in sorted(_alike(slices), key=len, reverse=True) if _places(group) >= MIN_SLICES]
     notes: tuple[str, ...] = ()
@@ -206,7 +219,7 @@ def _parts(slices: list[Slice]) -> list[_Stack]:
         groups = groups[:1]
     marked = [part for group in groups for part in _phases(group)]
     return [
-        _Stack(_series(part, label, n + 1 if len(marked) > 1 else 0), tuple(part), notes)
+        Stack(_series(part, label, n + 1 if len(marked) > 1 else 0), tuple(part), notes)
         for n, (part, label) in enumerate(marked)
     ]
 
@@ -228,13 +241,13 @@ def _alike(slices: Sequence[Slice]) -> list[list[Slice]]:
     return groups
 
 
-def _depths(slices: Sequence[Slice]) -> Array:
+def depths(slices: Sequence[Slice]) -> Array:
     """(n,) mm along the normal."""
     return np.array([one.position for one in slices]) @ slices[0].normal
 
 
 def _places(slices: Sequence[Slice]) -> int:
-    return 1 + int((np.diff(np.sort(_depths(slices))) >= SAME_PLACE_MM).sum())
+    return 1 + int((np.diff(np.sort(depths(slices))) >= SAME_PLACE_MM).sum())
 
 
 def _phases(slices: list[Slice]) -> list[tuple[list[Slice], str]]:
@@ -280,7 +293,7 @@ def _series(slices: Sequence[Slice], label: str, part: int) -> Series:
     )
 
 
-def _names(stacks: Sequence[_Stack]) -> list[str]:
+def _names(stacks: Sequence[Stack]) -> list[str]:
     """The shortest sure name of each: its number where no other series has it, else the tail of its UID."""
     owners: dict[int | None, set[str]] = {}
     for stack in stacks:
@@ -292,7 +305,7 @@ def _names(stacks: Sequence[_Stack]) -> list[str]:
     return names
 
 
-def _chosen(stacks: Sequence[_Stack], series: str | None, place: Path) -> _Stack:
+def _chosen(stacks: Sequence[Stack], series: str | None, place: Path) -> Stack:
     wanted = stacks if series is None else _named(stacks, series.strip())
     if len(wanted) == 1:
         return wanted[0]
@@ -307,7 +320,7 @@ def _chosen(stacks: Sequence[_Stack], series: str | None, place: Path) -> _Stack
     raise ReaderError(f"{problem}. Name one with --series, by what stands before the colon:\n" + "\n".join(rows))
 
 
-def _named(stacks: Sequence[_Stack], series: str) -> list[_Stack]:
+def _named(stacks: Sequence[Stack], series: str) -> list[Stack]:
     """The volumes that a number, UID or part of a UID names; an exact name before a part of one."""
     whole, _, part = series.partition(":")
     among = [stack for stack in stacks if not part or str(stack.series.part) == part]
@@ -322,8 +335,9 @@ def _named(stacks: Sequence[_Stack], series: str) -> list[_Stack]:
     return []
 
 
-def _volume(stack: _Stack) -> Volume:
-    slices = [stack.slices[n] for n in np.argsort(_depths(stack.slices), kind="stable")]
+def volume_of(stack: Stack) -> Volume:
+    """The slices as voxels in patient space. Raises ReaderError where pixels are missing or places are taken twice."""
+    slices = [stack.slices[n] for n in np.argsort(depths(stack.slices), kind="stable")]
     kept, images, repeated = _without_repeats(slices, pictures(slices))
     first = kept[0]
     values, filled = finite(joined(images))
@@ -342,11 +356,11 @@ def _volume(stack: _Stack) -> Volume:
 
 def _without_repeats(slices: list[Slice], images: list[Array]) -> tuple[list[Slice], list[Array], tuple[str, ...]]:
     """Each place once. Raises ReaderError where two pictures of one place differ."""
-    depths = _depths(slices)
+    along = depths(slices)
     keep = [0]
     differing = 0
     for n in range(1, len(slices)):
-        if depths[n] - depths[keep[-1]] >= SAME_PLACE_MM:
+        if along[n] - along[keep[-1]] >= SAME_PLACE_MM:
             keep.append(n)
         else:
             differing += not np.array_equal(images[n], images[keep[-1]])

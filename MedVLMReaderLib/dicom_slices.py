@@ -5,6 +5,7 @@ Header text is never logged or shown, except a series' own description and codes
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import warnings
@@ -33,7 +34,8 @@ _MARK_GROUPS = (
     "CTImageFrameTypeSequence", "CardiacSynchronizationSequence",
 )  # fmt: skip
 _TAGS = [
-    "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "PatientName", "PatientID",
+    "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
+    "PatientName", "PatientID",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored",
     "PixelRepresentation", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
     "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_MARKS,
@@ -53,6 +55,10 @@ class SeriesHeader:
     modality: str
     hounsfield: bool
     """Whether the rescaled numbers are said, or by the standard taken, to be Hounsfield units."""
+    study: str = ""
+    """UID of the examination."""
+    patient: str = ""
+    """A hash that differs between patients; "" where the header names none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +220,15 @@ def _series(header: Any, modality: str) -> SeriesHeader:
         _described(header),
         modality,
         str(kind or "HU").strip().upper() in ("HU", "US", "HU_MOD"),
+        str(header.get("StudyInstanceUID") or ""),
+        _patient(header),
     )
+
+
+def _patient(header: Any) -> str:
+    """Two patients whose scans were given one UID by mistake must not become one volume."""
+    identity = str(header.get("PatientID") or header.get("PatientName") or "").strip()
+    return hashlib.sha256(identity.encode()).hexdigest()[:16] if identity else ""
 
 
 def _described(header: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import numpy as np
 
 from MedVLMReaderLib import ReaderError, dicom
 from MedVLMReaderLib.geometry import LPS, Array, Grid
-from MedVLMReaderLib.nifti import is_nifti, read_nifti
+from MedVLMReaderLib.nifti import is_nifti, nifti_sizes, read_nifti
 from MedVLMReaderLib.stack import straightened
 from MedVLMReaderLib.volume import Modality, Volume
 from MedVLMReaderLib.voxels import MIN_SLICES, finite, looks_like_ct, narrowed
 
 _ITK = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+
+SCANS = (".nii", ".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Endings of files that are a scan by themselves."""
+BESIDE = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")
+"""Endings of files that hold the voxels of a header beside them."""
 
 Parts = tuple[Array, Grid, tuple[str, ...]]
 
@@ -46,6 +52,24 @@ def _key(place: Path) -> str:
     """An opaque name for the file as it is now."""
     state = place.stat()
     return hashlib.sha256(f"{place.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()[:16]
+
+
+def promised_voxels(path: Path) -> int:
+    """How many voxels the header of a NIfTI, NRRD or MetaImage file announces; 0 where none does."""
+    import SimpleITK as sitk
+
+    try:
+        if sizes := nifti_sizes(path):
+            return math.prod(sizes)
+        if not path.is_file() or path.suffix.lower() not in _ITK:
+            return 0
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(_ITK[path.suffix.lower()])
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        return math.prod(int(size) for size in reader.GetSize())
+    except (OSError, RuntimeError):
+        return 0
 
 
 def _read_with_itk(place: Path) -> Parts:

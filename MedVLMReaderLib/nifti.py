@@ -71,6 +71,15 @@ def is_nifti(path: Path) -> bool:
     return _header_of(path) is not None
 
 
+def nifti_sizes(path: Path) -> tuple[int, ...]:
+    """The sizes that a NIfTI header announces, whatever they are; () where the file is none."""
+    header = _header_of(path) if path.is_file() else None
+    if header is None:
+        return ()
+    sizes = header.get("dim").astype(int)
+    return tuple(int(size) for size in sizes[1 : max(0, min(int(sizes[0]), 7)) + 1])
+
+
 def read_nifti(path: Path) -> tuple[Array, Grid, tuple[str, ...]]:
     """(k, j, i) voxels, the grid they fill (its axes may lean) and notes.
 

@@ -100,6 +100,14 @@ class Reader:
         """Tokens that the decoder reads at a time, image and answer among them."""
         return int(getattr(self.model.decoder.config, "max_position_embeddings", 1 << 30))
 
+    def report_request(self) -> str:
+        """The question that asks this model for a report."""
+        return self.model.report_request()
+
+    def forget(self) -> None:
+        """Drop what the decoder has read: the next answer depends on nothing that was asked before."""
+        self.prefix = Prefix()
+
     def see(
         self, volumes: Volume | Sequence[Volume], view: View | None = None, stopped: Callable[[], bool] = never
     ) -> Seen:
@@ -123,7 +131,7 @@ class Reader:
 
     def report(self, seen: Seen, options: Options = USUAL) -> Reading:
         """The model's draft report."""
-        *_, reading = self.ask(seen, self.model.report_request(), options=options)
+        *_, reading = self.ask(seen, self.report_request(), options=options)
         assert isinstance(reading, Reading)
         return reading
 

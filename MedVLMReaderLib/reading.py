@@ -27,6 +27,8 @@ Span = tuple[int, int]
 """[start, stop) characters of a text."""
 
 FORMAT = 1
+MADE = "made.json"
+"""When and how fast a reading was made, where that is kept apart from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,19 +191,32 @@ class Reading:
 
         Raises OSError where it cannot be written; then no half-written file stays.
         """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole({folder / name: content for name, content in self.files().items()})
+        (folder / MADE).unlink(missing_ok=True)
+
+    def files(self, apart: bool = False) -> dict[str, bytes]:
+        """Name -> content of what `save` writes. `apart`: when it was made and how long it took go into made.json, so
+        that the same reading of the same scan is the same bytes; `load` finds them there."""
         content, arrays = self.plain()
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
         content["arrays_sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
-        text = json.dumps(content, indent=1, allow_nan=False, default=_plain_number)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole({folder / "arrays.npz": packed.getvalue(), folder / "reading.json": text.encode()})
+        files = {"arrays.npz": packed.getvalue()}
+        if apart:
+            made = {"created": self.created, "timings": self.timings}
+            files[MADE] = json.dumps(made, indent=1, allow_nan=False, default=_plain_number).encode()
+            content |= {"created": "", "timings": {}}
+        return files | {"reading.json": json.dumps(content, indent=1, allow_nan=False, default=_plain_number).encode()}
 
     @classmethod
     def load(cls, folder: Path) -> Reading:
         """The reading in `folder`. Raises ReaderError where a part is missing, newer than this version or damaged."""
         content, packed = _json(Path(folder) / "reading.json"), _bytes(Path(folder) / "arrays.npz")
+        if not content.get("created") and (Path(folder) / MADE).is_file():
+            made = _json(Path(folder) / MADE)
+            content |= {name: made[name] for name in ("created", "timings") if name in made}
         try:
             with np.load(io.BytesIO(packed), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

@@ -23,16 +23,12 @@ from MedVLMReaderLib import ReaderError, dicom, files, hub
 from MedVLMReaderLib.block import BlockRecipe
 from MedVLMReaderLib.choice import chosen_device
 from MedVLMReaderLib.dicom_slices import is_dicom
+from MedVLMReaderLib.files import BESIDE, SCANS
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models import CARDS, PAIRS
 from MedVLMReaderLib.reading import write_whole
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
-
-SCANS = (".nii", ".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Endings of files that are a scan by themselves."""
-BESIDE = (".img", ".img.gz", ".raw", ".raw.gz", ".zraw")
-"""Endings of files that hold the voxels of a header beside them."""
 
 
 class Pair(Protocol):

@@ -21,8 +21,8 @@ from Testing.tiny_scan import write_tiny_scan
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "models", "read", "ask", "chat", "heatmap", "preview", "search", "classify", "check", "phantom", "train",
-    "calibrate", "evaluate",
+    "models", "read", "ask", "chat", "batch", "index", "heatmap", "preview", "search", "classify", "check", "phantom",
+    "train", "calibrate", "evaluate",
 )  # fmt: skip
 SENTENCES = ("The right lung is clear.", "A stone of 7 mm lies in one kidney.", "Renal calculus.")
 

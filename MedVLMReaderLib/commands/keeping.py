@@ -174,5 +174,5 @@ def text_of(reading: Reading, question: str = "") -> str:
 def provenance(reading: Reading) -> str:
     """Which model wrote it and when, and that it is not for clinical use."""
     incomplete = "" if reading.complete else "Incomplete: stopped, or cut off at its longest length.\n"
-    model = f"Written by {reading.model}, revision {reading.revision}, {reading.created}."
-    return f"{incomplete}{model} Not for clinical use."
+    model = ", ".join(part for part in (reading.model, f"revision {reading.revision}", reading.created) if part)
+    return f"{incomplete}Written by {model}. Not for clinical use."
