@@ -20,7 +20,7 @@ from MedVLMReaderLib.stack import SAME_PLACE_MM, stacked
 from MedVLMReaderLib.volume import Modality, PlaneName, Volume
 from MedVLMReaderLib.voxels import MIN_SLICES, finite, joined
 
-__all__ = ["Series", "check_readable", "is_dicom", "list_series", "read_series"]
+__all__ = ["Series", "SeriesFiles", "check_readable", "is_dicom", "list_series", "read_series", "series_files"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,51 @@ class _Found:
     """Pictures without a place in the patient."""
     damaged: int
     """Files that could not be opened or parsed."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesFiles:
+    """A volume on disk by its opaque key, not yet read."""
+
+    key: str
+    """What `Volume.source` is once it is read."""
+    series: Series
+    files: tuple[Path, ...]
+    """In order of place; a file of many frames once."""
+    _stack: _Stack
+
+    def volume(self) -> Volume:
+        """As `read_series` reads it."""
+        return _volume(self._stack)
+
+
+def series_files(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, ...]:
+    """Every volume under a folder, or among a list of files such as Slicer's database names.
+
+    Raises ReaderError where there is none, or a listed file is missing.
+    """
+    if isinstance(place, str | Path):
+        stacks = _stacks(Path(place).expanduser(), None)[0]
+    else:
+        paths = [Path(path) for path in place]
+        for path in paths:
+            check_readable(path)
+        slices = [one for path in paths for one in _slices_or_none(path)[0] or []]
+        stacks = [stack for group in _by_series(slices) for stack in _parts(group)]
+    if not stacks:
+        raise ReaderError("None of the files is a slice of a DICOM scan. Choose the files of the series that was read.")
+    return tuple(_with_files(stack) for stack in sorted(stacks, key=_by_number))
+
+
+def _with_files(stack: _Stack) -> SeriesFiles:
+    ordered = [stack.slices[n] for n in np.argsort(_depths(stack.slices), kind="stable")]
+    return SeriesFiles(_key(stack), stack.series, tuple(dict.fromkeys(one.path for one in ordered)), stack)
+
+
+def _key(stack: _Stack) -> str:
+    """Opaque; of the series and the part of it, wherever its files lie."""
+    whole = f"{stack.series.uid or stack.slices[0].path.resolve()}\0{stack.series.part}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def list_series(path: str | Path) -> list[Series]:
@@ -115,10 +160,7 @@ def _stacks(place: Path, series: str | None) -> tuple[list[_Stack], _Found]:
         place = place.parent  # the index of a disc stands for the disc
     check_readable(place)
     found = _found(place)
-    by_series: dict[tuple[str, int | None], list[Slice]] = {}
-    for one in found.slices:
-        by_series.setdefault((one.header.uid, one.header.number if not one.header.uid else None), []).append(one)
-    groups = list(by_series.values())
+    groups = _by_series(found.slices)
     if place.is_file() and series is None:
         groups = [group for group in groups if any(one.path == place for one in group)]
     stacks = [stack for group in groups for stack in _parts(group)]
@@ -127,6 +169,13 @@ def _stacks(place: Path, series: str | None) -> tuple[list[_Stack], _Found]:
     if not stacks:
         raise ReaderError(_nothing(place, found, groups))
     return sorted(stacks, key=_by_number), found
+
+
+def _by_series(slices: Sequence[Slice]) -> list[list[Slice]]:
+    by_series: dict[tuple[str, int | None], list[Slice]] = {}
+    for one in slices:
+        by_series.setdefault((one.header.uid, one.header.number if not one.header.uid else None), []).append(one)
+    return list(by_series.values())
 
 
 def _by_number(stack: _Stack) -> tuple[float, str, int]:
@@ -336,8 +385,7 @@ def _volume(stack: _Stack) -> Volume:
         notes += ("The file does not give Hounsfield units; CT windows do not fit its numbers.",)
     if any(one.mirror is not None for one in kept):
         notes += ("The file stores bright as small; the numbers were inverted.",)
-    source = hashlib.sha256(f"{header.uid or first.path.resolve()}\0{stack.series.part}".encode()).hexdigest()[:16]
-    return Volume(values, grid, modality, source, notes)
+    return Volume(values, grid, modality, _key(stack), notes)
 
 
 def _without_repeats(slices: list[Slice], images: list[Array]) -> tuple[list[Slice], list[Array], tuple[str, ...]]:
