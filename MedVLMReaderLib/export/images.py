@@ -46,6 +46,7 @@ def _capture(report: Report, source: Source, words: str, pixels: Array, number: 
     image.BurnedInAnnotation = "NO"  # words of the model, none that tell who the patient is
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.ConversionType = "WSD"
+    image.Laterality = None
     image.DerivationDescription = f"Heatmap of {report.provenance.model} over three planes. {ATTENTION}"[:1024]
     image.ImageComments = f"{BANNER}. {ATTENTION} {words}".replace("\n", "\r\n")[:10240]
     image.SourceImageSequence = references(source.headers)
@@ -57,6 +58,7 @@ def _capture(report: Report, source: Source, words: str, pixels: Array, number: 
 
 def parametric_map(report: Report, source: Source, heat: Volume, words: str) -> Any:
     """The heatmap's shares in its own cells. ReaderError where the source has no frame, or the cells lean."""
+    from highdicom import VOILUTTransformation
     from highdicom.pm import ParametricMap, RealWorldValueMapping
     from pydicom.sr.codedict import codes
 
@@ -67,10 +69,11 @@ def parametric_map(report: Report, source: Source, heat: Volume, words: str) -> 
         "share", short("Share of the attention for some words"), codes.UCUM.NoUnits,
         (float(values.min()), float(values.max())), slope=1.0, intercept=0.0,
     )  # fmt: skip
+    window = VOILUTTransformation(uniform * (1 + LARGEST) / 2, uniform * (LARGEST - 1))
     image = ParametricMap(
-        list(source.headers), values[..., None], **common(report, "pmap", source.study_uid, words), **device(report),
+        list(source.headers), values, **common(report, "pmap", source.study_uid, words), **device(report),
         contains_recognizable_visual_features=False, real_world_value_mappings=[meaning],
-        window_center=uniform * (1 + LARGEST) / 2, window_width=uniform * (LARGEST - 1),
+        voi_lut_transformations=[window],
         content_description=short(f"{ATTENTION} {words}"), content_label="ATTENTION", **_places(heat.grid),
     )  # fmt: skip
     stamp(image, report, "pmap")

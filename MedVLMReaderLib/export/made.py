@@ -42,7 +42,7 @@ def device(report: Report) -> dict[str, Any]:
     said = report.provenance
     return {
         "manufacturer_model_name": short(said.model), "device_serial_number": short(said.revision) or "unknown",
-        "software_versions": (short(f"{MANUFACTURER} {__version__}"), short(f"revision {said.revision}")),
+        "software_versions": [short(f"{MANUFACTURER} {__version__}"), short(f"revision {said.revision}")],
     }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def stamp(exported: Any, report: Report, kind: str, when: str = "") -> None:
     for keyword, value in zip(
         ("ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"), device(report).values(), strict=True
     ):
-        setattr(exported, keyword, list(value) if isinstance(value, tuple) else value)
+        setattr(exported, keyword, value)
     for part in ("Series", "Content", "InstanceCreation"):
         setattr(exported, f"{part}Date", moment.strftime("%Y%m%d"))
         setattr(exported, f"{part}Time", moment.strftime("%H%M%S"))
