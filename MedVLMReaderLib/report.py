@@ -237,10 +237,7 @@ def report_of_chat(session: ChatSession, number: int | None = None) -> Report:
 
     The other questions and answers follow under a heading of their own. ReaderError where there is no such answer.
     """
-    turns = session.turns
-    if number is None:
-        headed = [n for n, turn in enumerate(turns) if _HEADING.search(turn.reading.text)]
-        number = (headed or list(range(len(turns))))[-1] if turns else 0
+    turns, number = session.turns, report_turn(session) if number is None else number
     if not 0 <= number < len(turns):
         raise ReaderError(f"The chat has no answer {number + 1}: it has {len(turns)}. Ask for a report first.")
     report = report_of(turns[number].reading)
@@ -248,6 +245,12 @@ def report_of_chat(session: ChatSession, number: int | None = None) -> Report:
     if not others:
         return report
     return replace(report, original=(*report.original, Section(QUESTIONS, cleaned("\n\n".join(others)))))
+
+
+def report_turn(session: ChatSession) -> int:
+    """Which answer of a chat is its report: the last one with headings, else the last one; from 0."""
+    headed = [n for n, turn in enumerate(session.turns) if _HEADING.search(turn.reading.text)]
+    return (headed or [max(len(session.turns) - 1, 0)])[-1]
 
 
 def _new(reading: Reading, sections: tuple[Section, ...]) -> Report:

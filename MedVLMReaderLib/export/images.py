@@ -69,7 +69,7 @@ def parametric_map(report: Report, source: Source, heat: Volume, words: str) -> 
         "share", short("Share of the attention for some words"), codes.UCUM.NoUnits,
         (float(values.min()), float(values.max())), slope=1.0, intercept=0.0,
     )  # fmt: skip
-    window = VOILUTTransformation(uniform * (1 + LARGEST) / 2, uniform * (LARGEST - 1))
+    window = VOILUTTransformation(uniform * (1 + LARGEST) / 2, uniform * (LARGEST - 1), voi_lut_function="LINEAR_EXACT")
     image = ParametricMap(
         list(source.headers), values, **common(report, "pmap", source.study_uid, words), **device(report),
         contains_recognizable_visual_features=False, real_world_value_mappings=[meaning],
@@ -77,6 +77,7 @@ def parametric_map(report: Report, source: Source, heat: Volume, words: str) -> 
         content_description=short(f"{ATTENTION} {words}"), content_label="ATTENTION", **_places(heat.grid),
     )  # fmt: skip
     stamp(image, report, "pmap")
+    image.Laterality = None
     image.ImageComments = f"{BANNER}. {ATTENTION} {words}"[:10240]
     return image
 

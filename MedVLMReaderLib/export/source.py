@@ -61,6 +61,9 @@ def source_of(reading: Reading, place: str | Path | Sequence[str | Path]) -> Sou
         _check_one_study(headers[0][0], more[0])
     identity = identity_of(headers[0][0])
     bare = [tuple(_bare(one) for one in _once(part)) for part in headers]
+    for one in bare[0]:
+        if "Rows" in one and one.get("SliceThickness") in (None, ""):  # what is copied from it must say how thick it is
+            one.SliceThickness = f"{volume.grid.spacing[0]:.10g}"
     return Source(volume, bare[0], identity, tuple(one for part in bare[1:] for one in part))
 
 
