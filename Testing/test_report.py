@@ -29,7 +29,7 @@ def reading(text: str = f"Findings: {STONE} The liver is normal.\nImpression: Re
         ("**FINDINGS:** a. IMPRESSION: b.", {"Findings": "a.", "Impression": "b."}),
         ("## Findings\n\n- a\n- b\n\n## Conclusion\nc", {"Findings": "- a\n- b", "Conclusion": "c"}),
         ("Dear colleague.\nFindings: a.", {"Remarks": "Dear colleague.", "Findings": "a."}),
-        ("No heading. Compared with prior findings: stable.", {"Findings": "No heading. Compared with prior findings: stable."}),
+        ("Compared with prior findings: stable.", {"Findings": "Compared with prior findings: stable."}),
         ("Findings: a.\r\nImpression:", {"Findings": "a.", "Impression": ""}),
         ("Findings: a\x00\x1b[31m\ud800.", {"Findings": "a[31m."}),
     ],
@@ -126,11 +126,11 @@ def pages(content: bytes) -> list[str]:
 
 
 def test_every_page_of_the_pdf_warns_and_the_same_report_is_the_same_file():
-    long = report_of(reading("Findings: " + "The liver is normal. " * 1500 + "\nImpression: Normal."))
+    long = report_of(reading("Findings: " + "The liver is normal. " * 400 + "\nImpression: Normal."))
     content = pdf(long, [("Liver.", np.zeros((48, 120, 3), np.uint8))])
     assert content == pdf(long, [("Liver.", np.zeros((48, 120, 3), np.uint8))])
     found = pages(content)
-    assert len(found) > 5
+    assert len(found) > 2
     assert all(BANNER.upper() in page and "tiny, revision r1" in page for page in found)
     assert "Attention, not a finding" in found[-1]
 
