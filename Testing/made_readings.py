@@ -39,7 +39,7 @@ def write_scan(
 
 def reading_of(volume: Volume, text: str = TEXT, model: str = "built-in", **fields: Any) -> Reading:
     """A reading with a heatmap a sentence on coarse cells of the volume, as the command line keeps it."""
-    cells = volume.grid.resize((3, 4, 5))
+    cells = volume.grid.resize((3, 5, 3))  # no voxel lies on a border of two cells
     reading = Reading(
         "Describe the findings.", text, True, (), (cells,), model, "5e8dbd489162", options={"precision": "fp32"},
         boxes=(volume.grid,), preparation={"study": volume.key, "sources": [volume.source]},

@@ -1,4 +1,4 @@
-"""Sending to a real Orthanc on loopback: on the right patient; a transfer that dies goes on and stores nothing twice."""
+"""Sending to a real Orthanc on loopback: on the right patient; what breaks off goes on, and nothing is twice."""
 
 from __future__ import annotations
 

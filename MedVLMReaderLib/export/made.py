@@ -55,9 +55,19 @@ def stamp(exported: Any, report: Report, kind: str, when: str = "") -> None:
         ("ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"), device(report).values(), strict=True
     ):
         setattr(exported, keyword, value)
+    _settle(exported, uid(report, kind, "dimensions"), moment)
     for part in ("Series", "Content", "InstanceCreation"):
         setattr(exported, f"{part}Date", moment.strftime("%Y%m%d"))
         setattr(exported, f"{part}Time", moment.strftime("%H%M%S"))
+
+
+def _settle(exported: Any, dimensions: str, moment: datetime) -> None:
+    """What libraries draw by chance or by the clock, so that the same export is the same bytes."""
+    for element in exported.iterall():
+        if element.keyword == "DimensionOrganizationUID":
+            element.value = dimensions
+        elif element.keyword == "ContributionDateTime":
+            element.value = moment.strftime("%Y%m%d%H%M%S")
 
 
 def local(when: str) -> datetime:

@@ -14,6 +14,7 @@ from MedVLMReaderLib.export.identity import ALWAYS, PATIENT, STUDY, check_same, 
 from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.volume import Volume
 
+_FRAMES = "PerFrameFunctionalGroupsSequence"
 SAME_MM = 0.1
 """The scan's box may differ by so much from the one that the reading remembers."""
 _GONE = "Choose the folder that was read, or ask again about the series as it is now."
@@ -62,8 +63,7 @@ def source_of(reading: Reading, place: str | Path | Sequence[str | Path]) -> Sou
     identity = identity_of(headers[0][0])
     bare = [tuple(_bare(one) for one in _once(part)) for part in headers]
     for one in bare[0]:
-        if "Rows" in one and one.get("SliceThickness") in (None, ""):  # what is copied from it must say how thick it is
-            one.SliceThickness = f"{volume.grid.spacing[0]:.10g}"
+        _say_thickness(one, float(volume.grid.spacing[0]))
     return Source(volume, bare[0], identity, tuple(one for part in bare[1:] for one in part))
 
 
@@ -143,6 +143,18 @@ def _check_one_study(first: Any, other: Any) -> None:
                 f"The series that were read together disagree on {keyword}: they are of two patients or studies. "
                 "Nothing is exported."
             )
+
+
+def _say_thickness(bare: Any, spacing_mm: float) -> None:
+    """What is copied from a header must say how thick a slice is; where it does not, as thick as they lie apart."""
+    measures = [
+        item
+        for group in (*(bare.get("SharedFunctionalGroupsSequence") or ()), *(bare.get(_FRAMES) or ()))
+        for item in group.get("PixelMeasuresSequence") or ()
+    ]
+    for one in measures or [bare]:
+        if one.get("SliceThickness") in (None, ""):
+            one.SliceThickness = f"{spacing_mm:.10g}"
 
 
 def _once(headers: Iterable[Any]) -> list[Any]:
