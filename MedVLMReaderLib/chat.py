@@ -91,7 +91,12 @@ class Chat:
         history = told(before[first:])
         for part in self.reader.ask(seen, asked, history=history, options=options, stopped=stopped):
             if isinstance(part, Reading):
-                part = replace(part, notes=(*part.notes, *self._notes(part, before, first)))
+                of = {"study": self.session.volumes[0], "sources": [volume.source for volume in self.volumes]}
+                part = replace(
+                    part,
+                    notes=(*part.notes, *self._notes(part, before, first)),
+                    preparation={**part.preparation, **of},
+                )
                 self.session.turns[number:] = [Turn(question, part, place)]
                 self.session.first_told = first
             yield part

@@ -338,9 +338,38 @@ def _evaluate(commands: Commands) -> None:
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
 
 
+def _export(commands: Commands) -> None:
+    command = _add(
+        commands, "export", "export:export", "hand out a kept reading as text, PDF, FHIR or DICOM",
+        "READING is the folder of a kept reading or chat; a report.json in it holds the edits. DICOM objects need\n"
+        "--source, the series that was read: they carry its patient and study, and are refused with a reason where\n"
+        "that is in doubt. Everything says that it is AI generated and not for clinical use.\n"
+        "Nothing is sent anywhere without --send; a transfer that broke off goes on with the same command.",
+        "export readings/chest --to text markdown pdf",
+        "export readings/chest --to sr sc seg --source dicom_folder --out objects",
+        "export readings/chest --to sr --source dicom_folder --send ORTHANC@127.0.0.1:4242",
+    )  # fmt: skip
+    command.add_argument("reading", type=Path, metavar="READING", help="folder of a kept reading or chat")
+    kinds = "sr", "dicom-pdf", "sc", "pmap", "seg", "text", "markdown", "pdf", "fhir", "json"
+    command.add_argument("--to", nargs="+", choices=kinds, required=True, metavar="KIND", help=", ".join(kinds))
+    command.add_argument("--source", type=Path, metavar="STUDY", help="the scan that was read; for DICOM, its series")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: READING/export)")
+    part = command.add_mutually_exclusive_group()
+    part.add_argument("--words", help="heatmaps of these words of the reading (default: all of it)")
+    part.add_argument("--sentence", type=_count, metavar="N", help="heatmaps of sentence N, counted from 1")
+    command.add_argument(
+        "--threshold", type=_share, default=0.5, metavar="X", help="of seg: share of the largest value (0.5)"
+    )
+    command.add_argument("--subject", metavar="REF", help="of fhir: the patient on the server, such as Patient/17")
+    command.add_argument("--original", type=Path, metavar="READING", help="what the model wrote, of an edited reading")
+    command.add_argument("--send", metavar="TITLE@HOST:PORT", help="store the DICOM objects at this archive (C-STORE)")
+    command.add_argument("--list-findings", action="store_true", help="have the model list its findings as JSON")
+    _model(command, None)
+
+
 _ALL = (
     _models, _read, _ask, _chat, _batch, _index, _heatmap, _preview, _search, _classify, _check, _phantom, _train,
-    _calibrate, _evaluate,
+    _calibrate, _evaluate, _export,
 )  # fmt: skip
 
 
@@ -404,6 +433,13 @@ def _number(text: str, least: Number, kind: Callable[[str], Number]) -> Number:
         value = least - 1
     if not value >= least:
         raise argparse.ArgumentTypeError(f"'{text}' should be a number from {least} up")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text, 0.0, float)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' should be a number above 0, up to 1")
     return value
 
 

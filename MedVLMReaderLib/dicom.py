@@ -21,8 +21,8 @@ from MedVLMReaderLib.volume import Modality, PlaneName, Volume
 from MedVLMReaderLib.voxels import MIN_SLICES, finite, joined
 
 __all__ = [
-    "Series", "Stack", "by_series", "check_readable", "depths", "is_dicom", "list_series", "parts", "read_series",
-    "volume_of", "with_damaged",
+    "Series", "SeriesFiles", "Stack", "by_series", "check_readable", "depths", "is_dicom", "list_series", "parts",
+    "read_series", "series_files", "volume_of", "with_damaged",
 ]  # fmt: skip
 
 
@@ -67,6 +67,51 @@ class _Found:
     """Pictures without a place in the patient."""
     damaged: int
     """Files that could not be opened or parsed."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesFiles:
+    """A volume on disk by its opaque key, not yet read."""
+
+    key: str
+    """What `Volume.source` is once it is read."""
+    series: Series
+    files: tuple[Path, ...]
+    """In order of place; a file of many frames once."""
+    _stack: Stack
+
+    def volume(self) -> Volume:
+        """As `read_series` reads it."""
+        return volume_of(self._stack)
+
+
+def series_files(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, ...]:
+    """Every volume under a folder, or among a list of files such as Slicer's database names.
+
+    Raises ReaderError where there is none, or a listed file is missing.
+    """
+    if isinstance(place, str | Path):
+        stacks = _stacks(Path(place).expanduser(), None)[0]
+    else:
+        paths = [Path(path) for path in place]
+        for path in paths:
+            check_readable(path)
+        slices = [one for path in paths for one in _slices_or_none(path)[0] or []]
+        stacks = [stack for group in by_series(slices) for stack in parts(group)]
+    if not stacks:
+        raise ReaderError("None of the files is a slice of a DICOM scan. Choose the files of the series that was read.")
+    return tuple(_with_files(stack) for stack in sorted(stacks, key=_by_number))
+
+
+def _with_files(stack: Stack) -> SeriesFiles:
+    ordered = [stack.slices[n] for n in np.argsort(depths(stack.slices), kind="stable")]
+    return SeriesFiles(_key(stack), stack.series, tuple(dict.fromkeys(one.path for one in ordered)), stack)
+
+
+def _key(stack: Stack) -> str:
+    """Opaque; of the series and the part of it, wherever its files lie."""
+    whole = f"{stack.series.uid or stack.slices[0].path.resolve()}\0{stack.series.part}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def list_series(path: str | Path) -> list[Series]:
@@ -350,8 +395,7 @@ def volume_of(stack: Stack) -> Volume:
         notes += ("The file does not give Hounsfield units; CT windows do not fit its numbers.",)
     if any(one.mirror is not None for one in kept):
         notes += ("The file stores bright as small; the numbers were inverted.",)
-    source = hashlib.sha256(f"{header.uid or first.path.resolve()}\0{stack.series.part}".encode()).hexdigest()[:16]
-    return Volume(values, grid, modality, source, notes)
+    return Volume(values, grid, modality, _key(stack), notes)
 
 
 def _without_repeats(slices: list[Slice], images: list[Array]) -> tuple[list[Slice], list[Array], tuple[str, ...]]:

@@ -84,6 +84,10 @@ def prepared(
     return found, importlib.import_module(f"MedVLMReaderLib.models.{system}").load, checkpoint
 
 
+Constraint = Callable[[Tensor, Tensor], Tensor]
+"""(1, n) tokens written so far and (1, vocabulary) scores -> scores, -inf for what may not come: as LogitsProcessor."""
+
+
 def never() -> bool:
     """Whether to stop: no."""
     return False
@@ -143,12 +147,13 @@ class Reader:
         history: Sequence[Message] = (),
         options: Options = USUAL,
         stopped: Callable[[], bool] = never,
+        constrain: Constraint | None = None,
     ) -> Iterator[str | Reading]:
         """The words of the answer as they come, and last the `Reading`.
 
         `stopped` is looked at before every word, and before every part of the network while the prompt is read; once
         it says True the reading ends, marked incomplete. Of what the last answer's prompt and this one begin with
-        alike, nothing is read again.
+        alike, nothing is read again. `constrain` says before each word which tokens may come.
         """
         if not question.strip():
             raise ReaderError("The question is empty. Type one, for example: Is there a nodule in the right lung?")
@@ -157,7 +162,7 @@ class Reader:
         answer = Answer(self.model.tokenizer)
         ends = {self.model.tokenizer.eos_token_id, *getattr(self.model, "ends", ())}  # some have several
         said: list[str] = []
-        with closing(self._tokens(seen, messages, options, stopped, said)) as tokens:
+        with closing(self._tokens(seen, messages, options, stopped, said, constrain)) as tokens:
             for token in tokens:
                 if stopped() or len(answer.ids) >= options.longest:
                     break
@@ -276,6 +281,7 @@ class Reader:
         options: Options,
         stopped: Callable[[], bool] = never,
         said: list[str] | None = None,
+        constrain: Constraint | None = None,
     ) -> Generator[int, None, None]:
         """Token after token, up to the end of the context or until the prompt's reading is stopped.
 
@@ -304,7 +310,7 @@ class Reader:
                 said.append(READ_AGAIN)
             known = length
             for count in range(self.context - length):
-                token = choose(scores)
+                token = choose(constrain(torch.tensor([written]), scores) if constrain else scores)
                 yield token
                 following = torch.tensor([[token]], device=scores.device)
                 scores = self._scores(cache, {"input_ids": following, **prompt.after(count)})

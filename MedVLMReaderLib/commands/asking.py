@@ -47,7 +47,8 @@ def _asked(reader: Reader, volume: Volume, question: str, out: Path, arguments: 
         say(to=aside)
     with Stop() as stopped:
         reading = _streamed(reader, seen, question, stopped, arguments)
-        reading = replace(reading, preparation={**reading.preparation, "study": volume.key})
+        of = {"study": volume.key, "sources": [volume.source]}
+        reading = replace(reading, preparation={**reading.preparation, **of})
         done = kept(reading, volume, out, stopped, getattr(arguments, "question", ""))
     _tell(reading, done, arguments)
     if done.trouble:

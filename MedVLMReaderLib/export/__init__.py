@@ -1,0 +1,1 @@
+"""Reports and heatmaps in the formats of archives: DICOM, FHIR, PDF, text."""
