@@ -29,9 +29,22 @@ MODELS = [
     "safetensors>=0.6",
     "monai>=1.5",
 ]
+# The papers' own work: pre-training, fine-tuning, evaluation.
+TRAINING = [
+    "accelerate>=1.10",
+    "bert-score>=0.3.13",
+    "einops>=0.8",
+    "nltk>=3.9",
+    "peft>=0.18",
+    "POT>=0.9.6",
+    "rouge-score>=0.1.2",
+    "sacrebleu>=2.5",
+    "tensorboard>=2.20",
+]
 QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
 TEST += QUANTISED
+TEST += TRAINING
 
 setup(
     name="medvlmreader",
@@ -54,7 +67,8 @@ setup(
         "models": MODELS,
         "quantised": [*MODELS, *QUANTISED],
         "test": TEST,
-        "all": [*MODELS, *QUANTISED],
+        "training": [*MODELS, *TRAINING],
+        "all": [*MODELS, *QUANTISED, *TRAINING],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -80,11 +80,12 @@ RULES = {
     "models.dcformer": Rule("", "torch"),
     "models.sentencepiece": Rule("", "torch transformers tokenizers"),
     "models.families": Rule("geometry", "numpy torch transformers"),
+    "models.pyramid": Rule("geometry models.dcformer weights", "torch", "monai"),
     "models.published": Rule("models.families weights", "transformers"),
     "models.*": Rule(
         "geometry volume study preparation block pages memory shards quantise weights models models.layers "
         "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
-        "models.published",
+        "models.published models.pyramid",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
