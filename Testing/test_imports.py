@@ -45,6 +45,7 @@ LEARNED = (
 RULES = {
     "": Rule(),
     "geometry": Rule("", "numpy"),
+    "cases": Rule(ours_inside="phantom phantom_report"),
     "volume": Rule("geometry", "numpy", "SimpleITK pydicom"),
     "voxels": Rule("geometry", "numpy"),
     "stack": Rule("geometry", "numpy", "SimpleITK"),
@@ -113,9 +114,11 @@ RULES = {
     ),
     "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
+    "training.prepared": Rule("geometry volume block cases files phantom", "numpy", "PIL"),
     "training.*": Rule(
-        f"{GROUND} {MADE} {LEARNED} training training.* evaluation evaluation.*",
+        f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
+        "accelerate monai ot peft tensorboard",
     ),
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
