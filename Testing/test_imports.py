@@ -132,10 +132,15 @@ RULES = {
     "evaluation.verification": Rule(
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
     ),
+    "evaluation.language": Rule(inside="bert_score nltk rouge_score sacrebleu torch"),
+    "evaluation.papers": Rule(
+        "geometry cases evaluation evaluation.*", "numpy", "monai torch", ours_inside="reader training.prepared"
+    ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
+    "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),
 }
