@@ -30,11 +30,23 @@ MODELS = [
     "safetensors>=0.6",
     "monai>=1.5",
 ]
+# The papers' own work: pre-training, fine-tuning, evaluation.
+TRAINING = [
+    "accelerate>=1.10",
+    "bert-score>=0.3.13",
+    "einops>=0.8",
+    "nltk>=3.9",
+    "peft>=0.18",
+    "POT>=0.9.6",
+    "rouge-score>=0.1.2",
+    "sacrebleu>=2.5",
+    "tensorboard>=2.20",
+]
 QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
 # Many studies: tables, a cluster, a DICOMweb server
 BATCH = ["pyarrow>=18", "fsspec>=2025.3", "ray>=2.50", "dicomweb-client>=0.60"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
-TEST += [*QUANTISED, *BATCH]
+TEST += [*QUANTISED, *BATCH, *TRAINING]
 
 setup(
     name="medvlmreader",
@@ -58,7 +70,8 @@ setup(
         "quantised": [*MODELS, *QUANTISED],
         "batch": BATCH,
         "test": TEST,
-        "all": [*MODELS, *QUANTISED, *BATCH],
+        "training": [*MODELS, *TRAINING],
+        "all": [*MODELS, *QUANTISED, *BATCH, *TRAINING],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

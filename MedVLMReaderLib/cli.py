@@ -323,17 +323,31 @@ def _calibrate(commands: Commands) -> None:
 
 def _evaluate(commands: Commands) -> None:
     command = _add(
-        commands, "evaluate", "evaluate:evaluate", "measure how well a model reads studies with known findings", "",
+        commands, "evaluate", "evaluate:evaluate", "measure how well a model reads",
+        "phantom and verification: on made studies with known findings. retrieval, report and vqa: as the papers\n"
+        "measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label maps\n"
+        "of one folder against those of another. Every figure has its 95 % interval.",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
-        "evaluate verification --seeds 500000-500049",
+        "evaluate vqa --cases M3D_VQA_test.csv --root M3D --model med3dvlm --answers answers.jsonl",
+        "evaluate report --seeds 900000-900099 --answers answers.jsonl",
     )  # fmt: skip
     command.add_argument(
-        "what", choices=["phantom", "verification"],
+        "what", choices=["phantom", "verification", "retrieval", "report", "vqa", "segmentation"],
         help="phantom: made studies; verification: whether it tells true sentences from exchanged ones",
     )  # fmt: skip
-    command.add_argument("--seeds", type=_seeds, required=True, metavar="A-B", help="which, both ends included")
+    command.add_argument("--seeds", type=_seeds, metavar="A-B", help="made studies, both ends included")
     command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
+    command.add_argument("--cases", type=Path, metavar="FILE", help="a data set instead of made studies")
+    command.add_argument("--root", type=Path, metavar="DIR", help="where its paths start (default: beside it)")
+    command.add_argument("--split", default="", metavar="NAME", help="of M3D_Cap.json: the part to use")
+    command.add_argument("--skip-faulty", action="store_true", help="leave out cases with a fault")
+    command.add_argument("--learned-from", type=Path, metavar="FILE", help="name studies that were learned from")
+    command.add_argument("--answers", type=Path, metavar="FILE", help="keep answers there, and go on from them")
+    command.add_argument("--wordnet", type=Path, metavar="DIR", help="WordNet's folder, for METEOR")
+    command.add_argument("--bert", type=Path, metavar="DIR", help="folder of a BERT-like model, for BERTScore")
+    command.add_argument("--found", type=Path, metavar="DIR", help="of segmentation: the label maps")
+    command.add_argument("--true", type=Path, metavar="DIR", help="of segmentation: the true ones, of the same names")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
 

@@ -190,9 +190,9 @@ def _index(part: str) -> slice | int:
 
 def all_kinds() -> dict[str, Kind]:
     """Every kind of module that we have."""
-    from Testing import parity_m3d, parity_med3dvlm, parity_ms_vlm
+    from Testing import parity_m3d, parity_med3d_insight, parity_med3dvlm, parity_ms_vlm
 
-    return {**parity_m3d.KINDS, **parity_med3dvlm.KINDS, **parity_ms_vlm.KINDS}
+    return {**parity_m3d.KINDS, **parity_med3d_insight.KINDS, **parity_med3dvlm.KINDS, **parity_ms_vlm.KINDS}
 
 
 def main(arguments: list[str]) -> int:

@@ -45,6 +45,7 @@ LEARNED = (
 RULES = {
     "": Rule(),
     "geometry": Rule("", "numpy"),
+    "cases": Rule(ours_inside="phantom phantom_report"),
     "volume": Rule("geometry", "numpy", "SimpleITK pydicom"),
     "voxels": Rule("geometry", "numpy"),
     "stack": Rule("geometry", "numpy", "SimpleITK"),
@@ -80,11 +81,12 @@ RULES = {
     "models.dcformer": Rule("", "torch"),
     "models.sentencepiece": Rule("", "torch transformers tokenizers"),
     "models.families": Rule("geometry", "numpy torch transformers"),
+    "models.pyramid": Rule("geometry models.dcformer weights", "torch", "monai"),
     "models.published": Rule("models.families weights", "transformers"),
     "models.*": Rule(
         "geometry volume study preparation block pages memory shards quantise weights models models.layers "
         "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
-        "models.published",
+        "models.published models.pyramid",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study", "numpy torch transformers"),
@@ -141,9 +143,11 @@ RULES = {
     ),
     "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
+    "training.prepared": Rule("geometry volume block cases files phantom", "numpy", "PIL"),
     "training.*": Rule(
-        f"{GROUND} {MADE} {LEARNED} training training.* evaluation evaluation.*",
+        f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
+        "accelerate monai ot peft tensorboard",
     ),
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
@@ -157,10 +161,15 @@ RULES = {
     "evaluation.verification": Rule(
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
     ),
+    "evaluation.language": Rule(inside="bert_score nltk rouge_score sacrebleu torch"),
+    "evaluation.papers": Rule(
+        "geometry cases evaluation evaluation.*", "numpy", "monai torch", ours_inside="reader training.prepared"
+    ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
+    "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),
 }

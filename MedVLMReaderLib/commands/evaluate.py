@@ -10,11 +10,26 @@ from typing import Any
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.commands.terminal import check_writable, loaded, reason, say, say_json
 
+PROTOCOLS = "retrieval", "report", "vqa", "segmentation"
+"""Those of the papers; see commands/protocols.py."""
+
 
 def evaluate(arguments: Namespace) -> None:
     """Measure, and print the figures."""
     if arguments.out:
         check_writable(arguments.out.parent)
+    if arguments.what in PROTOCOLS:
+        from MedVLMReaderLib.commands.protocols import measured
+
+        _tell(measured(arguments), arguments)
+        return
+    if arguments.seeds is None:
+        raise ReaderError(f"Name the made studies for '{arguments.what}': --seeds A-B.")
+    _tell(_made(arguments), arguments)
+
+
+def _made(arguments: Namespace) -> Mapping[str, Any]:
+    """Figures on made studies."""
     reader = loaded(arguments.model, arguments)
     from tqdm import tqdm
 
@@ -26,11 +41,13 @@ def evaluate(arguments: Namespace) -> None:
             bar.update(done - bar.n)
 
         if arguments.what == "verification":
-            figures = verification.evaluate(reader, arguments.seeds, progress=told)
-        else:
-            figures = phantom.evaluate(reader, arguments.seeds, mirrored=arguments.mirrored, progress=told)
+            return verification.evaluate(reader, arguments.seeds, progress=told)
+        return phantom.evaluate(reader, arguments.seeds, mirrored=arguments.mirrored, progress=told)
+
+
+def _tell(figures: Mapping[str, Any], arguments: Namespace) -> None:
     if arguments.json:
-        say_json(figures)
+        say_json(dict(figures))
     else:
         for row in table(figures):
             say(row)
@@ -69,4 +86,6 @@ def table(figures: Mapping[str, Any], before: str = "") -> Iterator[str]:
 def _interval(figure: Mapping[str, Any]) -> str:
     if figure["value"] is None:
         return f"{'-':>8}"
+    if figure["low"] is None:
+        return f"{figure['value']:>8.3f}  (n = {figure['n']})"
     return f"{figure['value']:>8.3f}  ({figure['low']:.3f} to {figure['high']:.3f}, n = {figure['n']})"
