@@ -39,7 +39,7 @@ GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
 LEARNED = (
     "models models.* memory shards quantise weights attention preparation block pages reading resources hub choice "
-    "copies prefix stopping"
+    "copies prefix sinks stopping"
 )
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -87,15 +87,16 @@ RULES = {
         "models.published",
         "numpy torch transformers tokenizers safetensors monai",
     ),
-    "attention": Rule("geometry study", "numpy torch transformers"),
+    "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),
     "calibration": Rule(),
-    "looking": Rule("geometry study attention reading", "numpy torch"),
+    "looking": Rule("geometry study attention prefix reading", "numpy torch"),
     "verification": Rule("geometry volume study heatmap attention", "numpy scipy torch"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
     "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
     "stopping": Rule("study", "torch"),
+    "sinks": Rule("", "torch"),
     "prefix": Rule("memory study", "torch transformers"),
     "place": Rule("geometry volume", "numpy"),
     "session": Rule("geometry volume study reading place"),
