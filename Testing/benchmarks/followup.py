@@ -44,6 +44,11 @@ class Model:
         return Prompt(torch.cat([seen.tokens, told])[None], tuple(range(VISUAL)))
 
 
+def random_image() -> Seen:
+    """A study after an encoder that there is none of."""
+    return Seen((), torch.randn(VISUAL, 896) * 0.03, TokenMap((Grid((1, 16, 32), np.eye(4)),)), {}, "key")
+
+
 def first_word(reader: Reader, seen: Seen, messages: Sequence[Message]) -> float:
     """Seconds to the first token."""
     began = time.perf_counter()
@@ -64,7 +69,7 @@ def stopping(reader: Reader, seen: Seen, messages: Sequence[Message], after: flo
 def main() -> int:
     torch.manual_seed(0)
     reader = Reader(Model())  # type: ignore[arg-type]
-    seen = Seen((), torch.randn(VISUAL, 896) * 0.03, TokenMap((Grid((1, 16, 32), np.eye(4)),)), {}, "key")
+    seen = random_image()
     one, two = Message("user", "a" * WORDS), Message("user", "b" * WORDS)
     first_word(reader, seen, [one])  # warms up
     firsts, laters = [], []
