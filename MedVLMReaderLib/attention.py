@@ -24,7 +24,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.prefix import Lent, rest
 from MedVLMReaderLib.sinks import kept_somewhere, watched
-from MedVLMReaderLib.study import Message, Model, Prompt, Seen
+from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
 
 Row = tuple[int, int]
 """[start, stop) tokens of an answer."""
@@ -235,21 +235,26 @@ def _recording(decoder: Any, recorder: _Recorder) -> Iterator[None]:
 
 
 def relevance(
-    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[tuple[int, int]]
-) -> Array:
+    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Array:  # fmt: skip
     """(rows, cells) float32: how much each cell's features spoke for the tokens [start, stop) of an answer.
 
     Gradient of the tokens' log-likelihood at the feature grid, times the features, summed over the width; what speaks
     against is cut off, and so are cells centred in the padding around the scan. Exact through projectors and
-    resamplers. `ids` is the whole answer.
+    resamplers. `ids` is the whole answer. Raises `Stopped` before a row, once `stopped` says True.
     """
     with torch.enable_grad():
         features = [part.detach().clone().requires_grad_() for part in seen.features]
         tokens = model.tokens(features, seen)
         visual = tokens.detach().requires_grad_()
         likelihood = log_likelihood(model, replace(seen, tokens=visual), messages, ids)
-        found = np.stack([_row(model, seen, features, tokens, visual, likelihood[a:b].sum()) for a, b in rows])
-    return found * seen.token_map.inside(seen.boxes).astype(np.float32)
+        found = []
+        for start, stop in rows:
+            if stopped():
+                raise Stopped
+            found.append(_row(model, seen, features, tokens, visual, likelihood[start:stop].sum()))
+    return np.stack(found) * seen.token_map.inside(seen.boxes).astype(np.float32)
 
 
 def log_likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int]) -> Tensor:

@@ -350,7 +350,7 @@ class Reader:
             return ()
         try:
             with stoppable(self.model.decoder, stopped):
-                found = relevance(self.model, seen, messages, answer.ids, rows)
+                found = relevance(self.model, seen, messages, answer.ids, rows, stopped)
         except Stopped:
             return ()
         return (Trace("relevance", tuple(spans), found),)
