@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from MedVLMReaderLib.files import read
@@ -30,10 +31,8 @@ def never() -> bool:
 
 def encoding(reader: Reader, volume: Volume) -> Callable[[Stop], Iterator[object]]:
     def run(stopped: Stop) -> Iterator[object]:
-        try:
+        with suppress(Stopped):
             reader.see(volume, stopped=stopped)
-        except Stopped:
-            pass
         yield from ()
 
     return run
