@@ -7,7 +7,7 @@ the matrix are ever made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -22,7 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.study import Message, Model, Seen
+from MedVLMReaderLib.prefix import Lent, rest
+from MedVLMReaderLib.sinks import kept_somewhere, watched
+from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
 
 Row = tuple[int, int]
 """[start, stop) tokens of an answer."""
@@ -32,8 +34,6 @@ Take = Callable[[int, Tensor, Tensor], None]
 """Gets a layer's number, its (heads, rows, visual tokens) attention and the (visual tokens,) that are sinks."""
 
 RECORDED = "medvlmreader_recorded"
-MASSIVE = 20.0
-"""Times the root mean square of a hidden state: a number as large as this marks an attention sink, arXiv 2503.03321."""
 CHUNK = 1 << 22
 """Numbers of the attention matrix that are made at a time: bounds memory, changes nothing."""
 
@@ -56,7 +56,7 @@ class Attended:
 
     def without_sinks(self) -> Tensor:
         """`weights` with 0 at the sinks."""
-        return self.weights.masked_fill(_kept_somewhere(self.sinks)[:, None, None], 0)
+        return self.weights.masked_fill(kept_somewhere(self.sinks)[:, None, None], 0)
 
     def mean(self, heads: Sequence[Head]) -> Tensor:
         """(rows, visual tokens) mean over heads, with 0 at the sinks."""
@@ -75,11 +75,13 @@ class Gathered:
 
 
 def attended(
-    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row]
-) -> Attended:
+    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
+    lent: Lent | None = None,
+) -> Attended:  # fmt: skip
     """What the tokens [start, stop) of an answer attended to when they were chosen, in every head.
 
-    `ids` is the whole answer. Needs layers x heads x rows x visual tokens numbers; `attention` needs one head's.
+    `ids` is the whole answer. What is `lent` of the prompt is not read again. Needs layers x heads x rows x visual
+    tokens numbers; `attention` needs one head's.
     """
     weights: dict[int, Tensor] = {}
     sinks: dict[int, Tensor] = {}
@@ -87,18 +89,14 @@ def attended(
     def take(layer: int, found: Tensor, sunk: Tensor) -> None:
         weights[layer], sinks[layer] = found.cpu(), sunk.cpu()
 
-    record(model, seen, messages, ids, rows, take)
+    record(model, seen, messages, ids, rows, take, lent)
     return Attended(*(torch.stack([found[n] for n in sorted(found)]) for found in (weights, sinks)))
 
 
 def attention(
-    model: Model,
-    seen: Seen,
-    messages: Sequence[Message],
-    ids: Sequence[int],
-    rows: Sequence[Row],
-    heads: Sequence[Head],
-) -> Gathered:
+    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
+    heads: Sequence[Head], lent: Lent | None = None,
+) -> Gathered:  # fmt: skip
     """`attended` as the mean over `heads`, gathered while it is looked up."""
     total, share = torch.zeros(len(rows), len(seen.tokens)), torch.zeros(len(rows))
 
@@ -106,9 +104,9 @@ def attention(
         if numbers := [head for at, head in heads if at == layer]:
             chosen = found[numbers].sum(0)
             share.add_(chosen.sum(-1).cpu())
-            total.add_(chosen.masked_fill(_kept_somewhere(sunk), 0).cpu())
+            total.add_(chosen.masked_fill(kept_somewhere(sunk), 0).cpu())
 
-    record(model, seen, messages, ids, rows, take)
+    record(model, seen, messages, ids, rows, take, lent)
     return Gathered(total / len(heads), share / len(heads))
 
 
@@ -143,8 +141,9 @@ def relative(found: Tensor, generic: Tensor) -> Tensor:
 
 @torch.no_grad()
 def record(
-    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row], take: Take
-) -> None:
+    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row], take: Take,
+    lent: Lent | None = None,
+) -> None:  # fmt: skip
     """One pass of the decoder over prompt and answer; `take` gets each layer's attention as it is computed.
 
     A token's row is the one that chose it: that of the token before it. Rows add up to the share on the image.
@@ -155,26 +154,28 @@ def record(
     for row, (start, stop) in zip(averages, rows, strict=True):
         row[start:stop] = 1 / max(stop - start, 1)
     visual = torch.tensor(prompt.visual_positions, device=prompt.inputs.device)
+    known = lent.count if lent else 0
+    inputs = rest(_continued(prompt, told), known)
+    with watched(model.decoder, () if lent else prompt.visual_positions) as sinks:
+        first = prompt.inputs.shape[1] - 1 - known
+        recorder = _Recorder(averages, first, visual, lent.sinks if lent else sinks, take)
+        with _recording(model.decoder, recorder):
+            model.decoder(
+                past_key_values=lent.cache if lent else None, use_cache=lent is not None, logits_to_keep=1, **inputs
+            )
+
+
+def _continued(prompt: Prompt, told: Tensor) -> Prompt:
+    """A prompt with embeddings (tokens, width) of an answer after it."""
     inputs = torch.cat([prompt.inputs, told[None].to(prompt.inputs)], 1)
-    with _recording(model.decoder, _Recorder(averages, prompt.inputs.shape[1] - 1, visual, take)):
-        model.decoder(inputs_embeds=inputs, use_cache=False, logits_to_keep=1, **prompt.with_answer(len(told)))
+    return Prompt(inputs, prompt.visual_positions, prompt.with_answer(len(told)))
 
 
 class _Recorder:
     """Rows of the attention of each layer, from the queries and keys that its fused kernel was given."""
 
-    def __init__(self, averages: Tensor, first: int, visual: Tensor, take: Take) -> None:
-        self.averages, self.first, self.visual, self.take = averages, first, visual, take
-        self.sinks = torch.zeros(len(visual), dtype=torch.bool, device=visual.device)
-
-    def enter(self, hidden: Tensor) -> None:
-        """Find the sinks among what enters a layer (1, length, width).
-
-        In some dimensions of the first token's state, sinks too hold a massive number; elsewhere they are like others.
-        """
-        state = hidden[0][torch.cat([self.visual.new_zeros(1), self.visual])].float()
-        size = state.abs() / state.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
-        self.sinks = (size[1:][:, size[0] >= MASSIVE] >= MASSIVE).any(-1)
+    def __init__(self, averages: Tensor, first: int, visual: Tensor, sinks: Mapping[int, Tensor], take: Take) -> None:
+        self.averages, self.first, self.visual, self.sinks, self.take = averages, first, visual, sinks, take
 
     def keep(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Hand on what the answer's queries (1, heads, length, width) pay to the image's keys."""
@@ -187,15 +188,16 @@ class _Recorder:
             at = torch.arange(start, min(start + step, count), device=query.device)
             asked = query[0][:, self.first + at].float().unflatten(0, (key_heads, -1))
             scores = (asked @ keys * scaling).flatten(0, 1)  # (heads, tokens, length): heads are grouped by key head
-            paid = _masked(scores, mask, self.first + at).softmax(-1)[..., self.visual]
+            paid = _masked(scores, mask, self.first + at, query.shape[2]).softmax(-1)[..., self.visual]
             found += self.averages[:, at] @ paid
-        self.take(layer, found, self.sinks)
+        none = torch.zeros(len(self.visual), dtype=torch.bool, device=query.device)
+        self.take(layer, found, self.sinks.get(layer, none))
 
 
-def _masked(scores: Tensor, mask: Tensor | None, at: Tensor) -> Tensor:
-    """(heads, tokens, length) scores with what the queries `at` may not see put out."""
+def _masked(scores: Tensor, mask: Tensor | None, at: Tensor, count: int) -> Tensor:
+    """(heads, tokens, length) scores with what the queries `at`, of the `count` last positions, may not see put out."""
     if mask is None:
-        later = torch.arange(scores.shape[-1], device=at.device) > at[:, None]
+        later = torch.arange(scores.shape[-1], device=at.device) > at[:, None] + scores.shape[-1] - count
         return scores.masked_fill(later, float("-inf"))
     seen = mask[0][:, at, : scores.shape[-1]]
     return scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
@@ -221,55 +223,47 @@ AttentionMaskInterface.register(RECORDED, sdpa_mask)  # under a name that it doe
 def _recording(decoder: Any, recorder: _Recorder) -> Iterator[None]:
     """In here the decoder shows its attention to the recorder; afterwards it computes as before."""
     before = decoder.config._attn_implementation
-    layers = [layer for layer in decoder.modules() if hasattr(getattr(layer, "self_attn", None), "layer_idx")]
     token = _current.set(recorder)
     with ExitStack() as stack:
         stack.callback(_current.reset, token)
         stack.callback(decoder.set_attn_implementation, before)
         decoder.set_attn_implementation(RECORDED)
-        for layer in layers:
-            hook = layer.register_forward_pre_hook(
-                lambda _, given, named: recorder.enter(given[0] if given else named["hidden_states"]), with_kwargs=True
-            )
-            stack.callback(hook.remove)
         yield
-
-
-def _kept_somewhere(sinks: Tensor) -> Tensor:
-    """The sinks (..., visual tokens), but none where all would be."""
-    return sinks & ~sinks.all(-1, keepdim=True)
 
 
 # ---- Relevance ------------------------------------------------------------------------------------------------------
 
 
 def relevance(
-    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[tuple[int, int]]
-) -> Array:
+    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Array:  # fmt: skip
     """(rows, cells) float32: how much each cell's features spoke for the tokens [start, stop) of an answer.
 
     Gradient of the tokens' log-likelihood at the feature grid, times the features, summed over the width; what speaks
     against is cut off, and so are cells centred in the padding around the scan. Exact through projectors and
-    resamplers. `ids` is the whole answer.
+    resamplers. `ids` is the whole answer. Raises `Stopped` before a row, once `stopped` says True.
     """
     with torch.enable_grad():
         features = [part.detach().clone().requires_grad_() for part in seen.features]
         tokens = model.tokens(features, seen)
         visual = tokens.detach().requires_grad_()
         likelihood = log_likelihood(model, replace(seen, tokens=visual), messages, ids)
-        found = np.stack([_row(model, seen, features, tokens, visual, likelihood[a:b].sum()) for a, b in rows])
-    return found * seen.token_map.inside(seen.boxes).astype(np.float32)
+        found = []
+        for start, stop in rows:
+            if stopped():
+                raise Stopped
+            found.append(_row(model, seen, features, tokens, visual, likelihood[start:stop].sum()))
+    return np.stack(found) * seen.token_map.inside(seen.boxes).astype(np.float32)
 
 
 def log_likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int]) -> Tensor:
     """(tokens,) natural logarithm of the chance that the model gave each token of an answer."""
     prompt = model.prompt(seen, messages)
     answer = torch.tensor(ids, device=prompt.inputs.device)
-    told = model.decoder.get_input_embeddings()(answer)[None]
-    scores = model.decoder(
-        inputs_embeds=torch.cat([prompt.inputs, told], 1), use_cache=False, logits_to_keep=len(answer) + 1,
-        **prompt.with_answer(len(answer)),
-    ).logits[0]  # fmt: skip
+    told = model.decoder.get_input_embeddings()(answer)
+    inputs = rest(_continued(prompt, told), 0)
+    scores = model.decoder(use_cache=False, logits_to_keep=len(answer) + 1, **inputs).logits[0]
     said = scores[:-1].float().log_softmax(-1)
     return said.gather(1, answer[:, None])[:, 0]
 

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import Head, Row, attention, relative, relevance
 from MedVLMReaderLib.geometry import Array, TokenMap
+from MedVLMReaderLib.prefix import Lent, Prefix
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
 from MedVLMReaderLib.study import Message, Model, Seen
 
@@ -65,11 +67,14 @@ def relevance_trace(
 
 def attention_trace(
     model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], spans: Sequence[Span],
-    rows: Sequence[Row], heads: Sequence[Head], chosen: str, *, to_generic: bool = False,
+    rows: Sequence[Row], heads: Sequence[Head], chosen: str, prefix: Prefix, *, to_generic: bool = False,
 ) -> Trace:  # fmt: skip
-    """Attention of `heads` for stretches of a text, at the cells; `chosen` says in words how the heads were."""
-    found = attention(model, seen, messages, ids, rows, heads)
-    weights = relative(found.weights, generic(model, seen, heads)) if to_generic else found.weights
+    """Attention of `heads` for stretches of a text, at the cells; `chosen` says in words how the heads were.
+
+    What `prefix` holds of the prompt is not read again.
+    """
+    found = attention(model, seen, messages, ids, rows, heads, _lent(model, seen, messages, prefix))
+    weights = relative(found.weights, generic(model, seen, heads, prefix)) if to_generic else found.weights
     how: dict[str, Any] = {
         "heads": [list(head) for head in heads], "chosen": chosen, "relative": to_generic,
         "image_share": [round(float(share), 4) for share in found.share],
@@ -77,9 +82,15 @@ def attention_trace(
     return Trace("attention", tuple(spans), on_cells(seen, weights), how)
 
 
-def generic(model: Model, seen: Seen, heads: Sequence[Head]) -> Tensor:
+def generic(model: Model, seen: Seen, heads: Sequence[Head], prefix: Prefix) -> Tensor:
     """(1, visual tokens) what `heads` pay to each token before the first word about nothing in particular."""
-    return attention(model, seen, [Message("user", GENERIC)], [0], [(0, 1)], heads).weights
+    messages = [Message("user", GENERIC)]
+    return attention(model, seen, messages, [0], [(0, 1)], heads, _lent(model, seen, messages, prefix)).weights
+
+
+@torch.no_grad()
+def _lent(model: Model, seen: Seen, messages: Sequence[Message], prefix: Prefix) -> Lent | None:
+    return prefix.lent(seen.key, model.prompt(seen, messages))
 
 
 def on_cells(seen: Seen, weights: Tensor) -> Array:

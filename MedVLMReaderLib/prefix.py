@@ -35,6 +35,8 @@ class Held:
     positions: Tensor | None
     """(axes, 1, length) the positions it was told, where the decoder must be told them."""
     cache: DynamicCache
+    sinks: dict[int, Tensor]
+    """By layer, (visual tokens,) bool: those that every word attends to."""
 
     def shared(self, key: str, prompt: Prompt) -> int:
         """How many positions at the beginning of a prompt are held; 0 where that ends within the image.
@@ -54,6 +56,29 @@ class Held:
         return count if count > max(self.visual, default=-1) else 0
 
 
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """What is held of a prompt, for one pass over what follows; the pass leaves it as it was."""
+
+    cache: DynamicCache
+    count: int
+    """Positions of the prompt that it holds."""
+    sinks: dict[int, Tensor]
+
+
+class _Unchanged(DynamicLayer):
+    """A layer of a cache that shows what comes in behind what it holds, and keeps none of it."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values so far; memory for those of one layer at a time."""
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
 class Prefix:
     """The decoder's memory of the last prompt and its answer. Of several studies: the last one's."""
 
@@ -64,21 +89,34 @@ class Prefix:
         self.refused = ""
         """The key of the study whose cache did not fit."""
 
-    def taken(self, key: str, prompt: Prompt) -> tuple[DynamicCache, int]:
-        """A cache, and how many positions of the prompt are in it. It is the caller's, to change and to `keep`."""
+    def taken(self, key: str, prompt: Prompt) -> Lent:
+        """A cache, empty or with the beginning of the prompt. It is the caller's, to change and to `keep`."""
         held, self.held = self.held, None
         count = held.shared(key, prompt) if held else 0
         if not held or not count:
-            return DynamicCache(), 0
+            return Lent(DynamicCache(), 0, {})
         cut(held.cache, count)
-        return held.cache, count
+        return Lent(held.cache, count, held.sinks)
+
+    def lent(self, key: str, prompt: Prompt) -> Lent | None:
+        """What is held of a prompt, to look at; None where that is nothing."""
+        count = self.held.shared(key, prompt) if self.held else 0
+        if not self.held or not count:
+            return None
+        cache = DynamicCache()
+        cache.layers = [
+            _Unchanged(layer.keys[..., :count, :], layer.values[..., :count, :]) for layer in self.held.cache.layers
+        ]
+        return Lent(cache, count, self.held.sinks)
 
     def missed(self, key: str) -> bool:
         """Whether this study's cache was given up because it did not fit; asked once."""
         was, self.refused = self.refused == key, ""
         return was
 
-    def keep(self, key: str, inputs: Tensor, prompt: Prompt, cache: DynamicCache, config: Any) -> None:
+    def keep(
+        self, key: str, inputs: Tensor, prompt: Prompt, cache: DynamicCache, sinks: dict[int, Tensor], config: Any
+    ) -> None:
         """Hold a cache of `inputs`, (1, length, width): of the prompt and what followed it, or its beginning.
 
         Not where it cannot be cut back, nor where as much memory again is not free: the next answer makes it grow.
@@ -92,7 +130,7 @@ class Prefix:
             return
         more = max(0, length - prompt.inputs.shape[1])
         positions = prompt.with_answer(more).get("position_ids")
-        self.held = Held(key, inputs, visual, None if positions is None else positions[..., :length], cache)
+        self.held = Held(key, inputs, visual, None if positions is None else positions[..., :length], cache, sinks)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

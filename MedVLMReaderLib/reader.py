@@ -35,8 +35,9 @@ from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import PAIRS
 from MedVLMReaderLib.options import USUAL
 from MedVLMReaderLib.options import Options as Options
-from MedVLMReaderLib.prefix import READ_AGAIN, Prefix, out_of_memory, rest
+from MedVLMReaderLib.prefix import READ_AGAIN, Lent, Prefix, out_of_memory, rest
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
+from MedVLMReaderLib.sinks import watched
 from MedVLMReaderLib.stopping import stoppable
 from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
 from MedVLMReaderLib.verdict import Verdict
@@ -215,7 +216,7 @@ class Reader:
         chosen = known.heads if known else heads_of(self.model.decoder, layers, heads)
         how = known.choice if known else ("the later half" if layers is None and heads is None else "as asked for")
         trace = attention_trace(
-            self.model, seen, messages, answer.ids, spans, rows, chosen, how, to_generic=relative
+            self.model, seen, messages, answer.ids, spans, rows, chosen, how, self.prefix, to_generic=relative
         )  # fmt: skip
         return with_trace(reading, said, trace)
 
@@ -294,18 +295,19 @@ class Reader:
             raise ReaderError(
                 f"The question makes {length} tokens; this model reads {self.context}. Ask a shorter one."
             )
-        cache, known = self.prefix.taken(seen.key, prompt)
+        lent = self.prefix.taken(seen.key, prompt)
         written: list[int] = []
+        known = lent.count
         try:
             with stoppable(self.model.decoder, stopped):
                 try:
-                    scores = self._scores(cache, rest(prompt, known))
+                    scores = self._begun(lent, prompt)
                 except (RuntimeError, MemoryError) as error:
                     if not known or not out_of_memory(error):
                         raise
                     self.prefix.refused = seen.key
-                    cache, known = DynamicCache(), 0  # gives back what was kept, and the image is read again
-                    scores = self._scores(cache, rest(prompt, 0))
+                    lent, known = Lent(DynamicCache(), 0, {}), 0  # gives back what was kept; all is read again
+                    scores = self._begun(lent, prompt)
             if said is not None and self.prefix.missed(seen.key):
                 said.append(READ_AGAIN)
             known = length
@@ -313,12 +315,19 @@ class Reader:
                 token = choose(constrain(torch.tensor([written]), scores) if constrain else scores)
                 yield token
                 following = torch.tensor([[token]], device=scores.device)
-                scores = self._scores(cache, {"input_ids": following, **prompt.after(count)})
+                scores = self._scores(lent.cache, {"input_ids": following, **prompt.after(count)})
                 written.append(token)
         except Stopped:
             return
         finally:
-            self._keep(seen, prompt, cache, known, written)
+            self._keep(seen, prompt, lent, known, written)
+
+    def _begun(self, lent: Lent, prompt: Prompt) -> Tensor:
+        """(1, vocabulary) scores of an answer's first token; the prompt and its sinks are added to what is lent."""
+        with watched(self.model.decoder, () if lent.count else prompt.visual_positions) as sinks:
+            scores = self._scores(lent.cache, rest(prompt, lent.count))
+        lent.sinks.update(sinks)
+        return scores
 
     def _scores(self, cache: DynamicCache, inputs: dict[str, Any]) -> Tensor:
         """(1, vocabulary) scores of what follows `inputs`, which are added to the cache."""
@@ -326,13 +335,13 @@ class Reader:
         scores: Tensor = out.logits[:, -1]
         return scores
 
-    def _keep(self, seen: Seen, prompt: Prompt, cache: DynamicCache, known: int, written: list[int]) -> None:
+    def _keep(self, seen: Seen, prompt: Prompt, lent: Lent, known: int, written: list[int]) -> None:
         """For the next question: the first `known` positions of the prompt and, once that is all, the answer."""
         inputs = prompt.inputs[:, :known]
         if written:
             ids = torch.tensor([written], device=inputs.device)
             inputs = torch.cat([inputs, self.model.decoder.get_input_embeddings()(ids).to(inputs)], 1)
-        self.prefix.keep(seen.key, inputs, prompt, cache, self.model.decoder.config)
+        self.prefix.keep(seen.key, inputs, prompt, lent.cache, lent.sinks, self.model.decoder.config)
 
     def _traces(
         self, seen: Seen, messages: Sequence[Message], answer: Answer, stopped: Callable[[], bool] = never
@@ -343,7 +352,7 @@ class Reader:
             return ()
         try:
             with stoppable(self.model.decoder, stopped):
-                found = relevance(self.model, seen, messages, answer.ids, rows)
+                found = relevance(self.model, seen, messages, answer.ids, rows, stopped)
         except Stopped:
             return ()
         return (Trace("relevance", tuple(spans), found),)

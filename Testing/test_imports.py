@@ -39,7 +39,7 @@ GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
 LEARNED = (
     "models models.* memory shards quantise weights attention preparation block pages reading resources hub choice "
-    "copies prefix stopping options verdict"
+    "copies prefix sinks stopping options verdict"
 )
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -89,9 +89,9 @@ RULES = {
         "models.published models.pyramid",
         "numpy torch transformers tokenizers safetensors monai",
     ),
-    "attention": Rule("geometry study", "numpy torch transformers"),
+    "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),
     "calibration": Rule(),
-    "looking": Rule("geometry study attention reading", "numpy torch"),
+    "looking": Rule("geometry study attention prefix reading", "numpy torch"),
     "verdict": Rule("", "numpy"),
     "verification": Rule("geometry volume study heatmap attention verdict", "numpy scipy torch"),
     "quantise": Rule("", "torch", "bitsandbytes"),
@@ -99,6 +99,7 @@ RULES = {
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
     "choice": Rule("memory models quantise study weights", "torch", ours_inside="models.huggingface"),
     "stopping": Rule("study", "torch"),
+    "sinks": Rule("", "torch"),
     "prefix": Rule("memory study", "torch transformers"),
     "shelf": Rule("reading", inside="fsspec"),
     "room": Rule("memory"),

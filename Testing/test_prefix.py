@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from MedVLMReaderLib.attention import attended
 from MedVLMReaderLib.models import huggingface, m3d_lamed
 from MedVLMReaderLib.prefix import READ_AGAIN, Prefix, cut, cuttable, size
 from MedVLMReaderLib.reader import Options, Reader, load
@@ -136,6 +137,26 @@ def test_the_same_question_again_reads_one_position(reader: Reader, seen: Seen, 
     assert lengths.read[0] == 1
 
 
+def test_attention_is_looked_up_on_top_of_what_is_kept_and_takes_nothing_of_it(
+    reader: Reader, seen: Seen, lengths: Lengths
+) -> None:
+    messages = [Message("user", QUESTIONS[0])]
+    ids = tokens(reader, seen, messages)
+    rows = [(0, 1), (2, len(ids))]
+    with torch.no_grad():
+        lent = reader.prefix.lent(seen.key, reader.model.prompt(seen, messages))
+    assert lent is not None
+    lengths.read.clear()
+    short = attended(reader.model, seen, messages, ids, rows, lent)
+    assert lengths.read == [len(ids)]
+    whole = attended(reader.model, seen, messages, ids, rows)
+    torch.testing.assert_close(short.weights, whole.weights, atol=1e-4, rtol=0)
+    assert torch.equal(short.sinks, whole.sinks)
+    lengths.read.clear()
+    assert tokens(reader, seen, messages) == ids
+    assert lengths.read[0] == 1
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Path) -> Reader:
     return load(tiny_model)
@@ -214,7 +235,7 @@ def test_a_cache_is_cut_layer_by_layer_to_one_length(tiny: Reader, body_ct: Volu
 
 
 def test_positions_that_change_as_a_text_grows_are_not_kept(tiny: Reader) -> None:
-    cache, config = Prefix().taken("", tiny_prompt(tiny))[0], tiny.model.decoder.config
+    cache, config = Prefix().taken("", tiny_prompt(tiny)).cache, tiny.model.decoder.config
     assert cuttable(cache, config)
     for kind in ("dynamic", "longrope"):
         changed = copy.deepcopy(config)

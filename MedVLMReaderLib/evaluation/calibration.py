@@ -222,7 +222,7 @@ def ways(reader: Reader, case: Case) -> Iterator[tuple[str, Reading]]:
     if known:
         yield KNOWN, shown(every.mean(known))
     heads = known or later
-    yield RELATIVE, shown(relative(every.mean(heads), generic(reader.model, case.seen, heads)))
+    yield RELATIVE, shown(relative(every.mean(heads), generic(reader.model, case.seen, heads, reader.prefix)))
     messages = [Message("user", case.reading.question)]
     answer = reader.forced(case.seen, messages, case.reading.text)
     rows = answer.rows_of(case.spans, case.reading.text)
