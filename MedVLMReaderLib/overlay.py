@@ -72,10 +72,11 @@ def show(scene: Node, scan: Node, times: Volume, look: Look, about: Mapping[str,
 
 
 def restyle(scene: Node, look: Look) -> None:
-    """Draw the heatmap with another opacity and threshold."""
+    """Draw the heatmap with another opacity and threshold; also what a loaded scene lacks of it."""
     heat = shown(scene)
     if heat is not None:
         _draw(scene, heat, look)
+        _add_legend(scene)
         refresh(scene, look)
 
 
