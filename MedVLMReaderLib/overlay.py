@@ -37,7 +37,7 @@ FIRST_LAYER = 3
 """Background, foreground and label come before; Slicer counts further layers from here."""
 ALPHA = 0
 """The way of mixing layers that knows further ones; adding and subtracting do not."""
-TITLE = "Attention, times even"
+TITLE = "Attention"
 
 
 @dataclass(frozen=True)
@@ -216,5 +216,7 @@ def _add_legend(scene: Node) -> None:
     legend.SetAndObserveColorNodeID(table.GetID())
     legend.SetTitleText(TITLE)
     legend.SetLabelFormat("%.0f")
+    for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
+        text.SetFontSize(12)
     legend.SetVisibility2D(True)
     legend.SetVisibility3D(False)
