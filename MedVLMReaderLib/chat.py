@@ -85,7 +85,7 @@ class Chat:
         self, number: int, question: str, place: Place | None, options: Options, stopped: Callable[[], bool]
     ) -> Iterator[str | Reading]:
         before, question = self.session.turns[:number], question.strip()
-        asked = self._about(place) + question if question else ""
+        asked = self.about(place) + question if question else ""
         seen = self.see(stopped)
         first = self._first_told(seen, before, asked, options)
         history = told(before[first:])
@@ -96,8 +96,8 @@ class Chat:
                 self.session.first_told = first
             yield part
 
-    def _about(self, place: Place | None) -> str:
-        """The words for a place: of the first series in which it lies."""
+    def about(self, place: Place | None) -> str:
+        """The words for a place: of the first series in which it lies. ReaderError where it lies in none."""
         if place is None:
             return ""
         for volume in self.volumes[:-1]:

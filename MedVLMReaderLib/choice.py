@@ -104,6 +104,18 @@ def precisions_of(checkpoint: Checkpoint, wanted: str = "auto") -> tuple[Precisi
     return tuple(dict.fromkeys((fitting[0], *(one for one in fitting if one == wanted))))
 
 
+def needs_of(checkpoint: Checkpoint) -> tuple[dict[Precision, int], Precision | Literal[""]]:
+    """Bytes that a model needs in each precision that its device computes in, and the one `auto` takes; "" for none."""
+    shards = Shards.open(checkpoint.folder)
+    stored = stored_precision(shards.shapes)
+    can = tuple(one for one in possible(checkpoint.device) if stored in (None, "", one))
+    try:
+        chosen: Precision | Literal[""] = _order(checkpoint, "auto", shards)[0]
+    except ReaderError:
+        chosen = ""
+    return _bytes(checkpoint, can, shards.shapes), chosen
+
+
 def _free(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.empty_cache()

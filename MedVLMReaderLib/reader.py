@@ -7,7 +7,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,28 +33,16 @@ from MedVLMReaderLib.looking import (
 )
 from MedVLMReaderLib.memory import Precision
 from MedVLMReaderLib.models import PAIRS
+from MedVLMReaderLib.options import USUAL
+from MedVLMReaderLib.options import Options as Options
 from MedVLMReaderLib.prefix import READ_AGAIN, Prefix, out_of_memory, rest
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
 from MedVLMReaderLib.stopping import stoppable
 from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
-from MedVLMReaderLib.verification import Verdict, verified
+from MedVLMReaderLib.verdict import Verdict
+from MedVLMReaderLib.verification import verified
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, fingerprint, system_of
-
-
-@dataclass(frozen=True)
-class Options:
-    """How an answer is asked for. The defaults always give the same answer."""
-
-    longest: int = 512
-    """Tokens after which an answer is cut off."""
-    sample: bool = False
-    """Draw words by their chance instead of taking the likeliest."""
-    temperature: float = 1.0
-    top_p: float = 0.9
-    seed: int = 42
-    heatmaps: bool = True
-    """Work out for every sentence where the model looked."""
 
 
 def load(
@@ -133,7 +121,7 @@ class Reader:
             raise ReaderError("This model does not come from files. Load it by name or from a folder.")
         save_quantised(self.model.decoder, self.checkpoint, Path(folder))
 
-    def report(self, seen: Seen, options: Options = Options()) -> Reading:
+    def report(self, seen: Seen, options: Options = USUAL) -> Reading:
         """The model's draft report."""
         *_, reading = self.ask(seen, self.model.report_request(), options=options)
         assert isinstance(reading, Reading)
@@ -145,7 +133,7 @@ class Reader:
         question: str,
         *,
         history: Sequence[Message] = (),
-        options: Options = Options(),
+        options: Options = USUAL,
         stopped: Callable[[], bool] = never,
     ) -> Iterator[str | Reading]:
         """The words of the answer as they come, and last the `Reading`.

@@ -39,7 +39,7 @@ GROUND = "geometry volume study truth"
 MADE = "shapes anatomy planting phantom phantom_report"
 LEARNED = (
     "models models.* memory shards quantise weights attention preparation block pages reading resources hub choice "
-    "copies prefix stopping"
+    "copies prefix stopping options verdict"
 )
 # The first pattern that fits a module is its rule. Widen a rule only with a reason in docs/decisions.md.
 RULES = {
@@ -90,7 +90,8 @@ RULES = {
     "attention": Rule("geometry study", "numpy torch transformers"),
     "calibration": Rule(),
     "looking": Rule("geometry study attention reading", "numpy torch"),
-    "verification": Rule("geometry volume study heatmap attention", "numpy scipy torch"),
+    "verdict": Rule("", "numpy"),
+    "verification": Rule("geometry volume study heatmap attention verdict", "numpy scipy torch"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
@@ -98,8 +99,22 @@ RULES = {
     "stopping": Rule("study", "torch"),
     "prefix": Rule("memory study", "torch transformers"),
     "place": Rule("geometry volume", "numpy"),
+    "options": Rule(),
     "session": Rule("geometry volume study reading place"),
     "chat": Rule("geometry reader reading place session study volume"),
+    "worker": Rule(),
+    "worker.answering": Rule(
+        "geometry volume study options place reading session memory prefix stopping choice chat reader worker "
+        "worker.protocol worker.serving",
+        "torch",
+    ),
+    "worker.*": Rule(
+        "geometry volume study options place reading session verdict worker worker.client worker.events "
+        "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
+        "worker.transport worker.blocking worker.logic",
+        "numpy",
+        ours_inside="worker.answering",
+    ),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap calibration looking verification",
         "numpy torch transformers tokenizers safetensors",
