@@ -71,6 +71,18 @@ def world_affine(node: Node) -> Array:
     return np.asarray(to_world(node) @ own_affine(node))
 
 
+def grid_of(node: Node) -> Grid:
+    """A volume node's box in the patient."""
+    columns, rows, count = node.GetImageData().GetDimensions()
+    return Grid((count, rows, columns), world_affine(node))
+
+
+def scans(scene: Node) -> list[Node]:
+    """The scene's grey-valued volumes, our heatmaps left out."""
+    found = nodes(scene, "vtkMRMLScalarVolumeNode")
+    return [one for one in found if not one.IsA("vtkMRMLLabelMapVolumeNode") and not one.GetAttribute(ROLE)]
+
+
 def modality_of(node: Node, values: Array) -> Modality:
     """As DICOM or the voxels' unit says; else CT where the numbers look like it, "" where they do not."""
     tree = node.GetScene() and node.GetScene().GetSubjectHierarchyNode()
@@ -100,7 +112,7 @@ class Slice:
     @property
     def name(self) -> PlaneName:
         """The plane of the body that it lies nearest to."""
-        return ("sagittal", "coronal", "axial")[int(np.argmax(np.abs(self.normal)))]  # type: ignore[return-value]
+        return ("sagittal", "coronal", "axial")[int(np.argmax(np.abs(self.normal)))]
 
 
 def composites(scene: Node) -> list[Node]:

@@ -46,15 +46,16 @@ def linked(text: str, turn: int, chosen: Span | None = None) -> str:
     """A text with each sentence as a link, the chosen one marked."""
     parts, at = [], 0
     for start, stop in sentence_spans(text):
-        parts.append(_plain(text[at:start]))
+        parts.append(plain(text[at:start]))
         style = f' style="{CHOSEN}"' if chosen == (start, stop) else ' style="color: palette(text)"'
-        parts.append(f'<a href="sentence:{turn}/{start}-{stop}"{style}>{_plain(text[start:stop])}</a>')
+        parts.append(f'<a href="sentence:{turn}/{start}-{stop}"{style}>{plain(text[start:stop])}</a>')
         parts += [f' <a href="{found[0]}">&#8982;</a>' for found in _PLACE.finditer(text[start:stop])]
         at = stop
-    return "".join([*parts, _plain(text[at:])])
+    return "".join([*parts, plain(text[at:])])
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Text as HTML that shows it letter by letter."""
     return escape(text).replace("\n", "<br>")
 
 
@@ -62,7 +63,7 @@ def chat(turns: Sequence[Kept], chosen: tuple[int, Span] | None = None, asking: 
     """Questions and answers after the report, the one that is being written last."""
     parts = [_turn(number, kept, chosen) for number, kept in enumerate(turns) if not kept.is_report]
     if asking:
-        parts.append(f"<p><b>{_plain(asking)}</b></p><p>{_plain(words)} …</p>")
+        parts.append(f"<p><b>{plain(asking)}</b></p><p>{plain(words)} …</p>")
     return "".join(parts)
 
 
@@ -70,15 +71,15 @@ def _turn(number: int, kept: Kept, chosen: tuple[int, Span] | None) -> str:
     marked = chosen[1] if chosen and chosen[0] == number else None
     cut = "" if kept.turn.reading.complete else " <i>[cut off]</i>"
     return (
-        f"<p><b>{_plain(kept.turn.question)}</b></p><p>{linked(kept.text, number, marked)}{cut}</p>"
-        f'<p><small style="color: gray">{_plain(provenance(kept.turn.reading))}</small></p>'
+        f"<p><b>{plain(kept.turn.question)}</b></p><p>{linked(kept.text, number, marked)}{cut}</p>"
+        f'<p><small style="color: gray">{plain(provenance(kept.turn.reading))}</small></p>'
     )
 
 
 def report(number: int, kept: Kept, chosen: tuple[int, Span] | None = None) -> str:
     """The draft with its notes and where it comes from."""
     notes = "".join(
-        f'<p style="background-color: #fff4d6; color: #1c1c1c">{_plain(one)}</p>' for one in kept.turn.reading.notes
+        f'<p style="background-color: #fff4d6; color: #1c1c1c">{plain(one)}</p>' for one in kept.turn.reading.notes
     )
     marked = chosen[1] if chosen and chosen[0] == number else None
     return f"{notes}<p>{linked(kept.text, number, marked)}</p>"

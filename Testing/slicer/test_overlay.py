@@ -18,7 +18,7 @@ from MedVLMReaderLib.volume import Volume
 from Testing.slicer.core import SlicerCore
 from Testing.slicer.looks import census, changed, everything_of_the_user
 
-NOTHING_MOVED = np.eye(4)
+NOTHING_MOVED, USUAL = np.eye(4), Look()
 CELLS = (4, 5, 6)
 HOT = (1, 3, 2)
 
@@ -31,7 +31,7 @@ def heat(grid: Grid) -> Volume:
     return Volume(values, grid.resize(CELLS))
 
 
-def laid(core: SlicerCore, scan: Any, heat: Volume, look: Look = Look()) -> list[str]:
+def laid(core: SlicerCore, scan: Any, heat: Volume, look: Look = USUAL) -> list[str]:
     jump(core.scene, heat.grid.to_world(HOT), scan)
     return show(core.scene, scan, heat, look, {"model": "built-in"}, NOTHING_MOVED)
 

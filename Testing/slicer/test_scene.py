@@ -94,7 +94,7 @@ def test_what_is_no_scan_is_refused(core: SlicerCore, kind: str, shape: tuple[in
 
 
 def test_no_volume_and_an_empty_one_are_refused(core: SlicerCore) -> None:
-    with pytest.raises(ReaderError, match="There is no volume to read. Load"):
+    with pytest.raises(ReaderError, match=r"There is no volume to read. Load"):
         volume_from(None)
     with pytest.raises(ReaderError, match="'empty' has no voxels"):
         volume_from(core.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty"))
