@@ -53,7 +53,7 @@ def panel(core: SlicerCore, scan: Any, worker: Client, tiny_model: Path) -> Iter
     until(worker, lambda: not worker.busy)
 
 
-def until(client: Client, done: Callable[[], bool], seconds: float = 60) -> None:
+def until(client: Client, done: Callable[[], bool], seconds: float = 300) -> None:
     """What a view's timer does, until something holds."""
     end = time.monotonic() + seconds
     while not done():
