@@ -32,6 +32,9 @@ MODELS = [
 QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
 TEST += QUANTISED
+# Tests of the Slicer module without Slicer's desktop.
+SLICER_TESTS = ["slicer-core>=5.13", "PySide6-Essentials>=6.9"]
+TEST += SLICER_TESTS
 
 setup(
     name="medvlmreader",
@@ -54,6 +57,7 @@ setup(
         "models": MODELS,
         "quantised": [*MODELS, *QUANTISED],
         "test": TEST,
+        "slicer-tests": SLICER_TESTS,
         "all": [*MODELS, *QUANTISED],
     },
     classifiers=[

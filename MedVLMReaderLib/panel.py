@@ -79,7 +79,11 @@ class Panel:
         """Give everything back; words that were being written are kept, marked incomplete."""
         self._watch.stop()
         for case in self.cases.values():
-            if case.words and (scan := self._node(case)) is not None and isinstance(model := self.client.loaded, Loaded):
+            if (
+                case.words
+                and (scan := self._node(case)) is not None
+                and isinstance(model := self.client.loaded, Loaded)
+            ):
                 question = case.asking[0][1] if case.asking else ""
                 reading = Reading(question, case.words, False, (), (), model.name, model.revision)
                 kept = Kept(Turn(question, reading), case.moved, is_report=not case.kept)

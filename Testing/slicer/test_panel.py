@@ -101,7 +101,7 @@ def test_words_come_before_the_answer_and_the_memory_before_the_model(panel: Pan
     panel.set(model="built-in")
     assert panel.state().memory.startswith("Needs 0.1 GB (fp32); you have")
     panel.set(model="m3d-lamed-llama2", precision="fp32")
-    assert panel.state().memory.startswith("Needs 2")
+    assert panel.state().memory.startswith("Needs 30.4 GB (fp32)")
     panel.ask("What is it?")
     assert panel.confirm.startswith("M3D-LaMed with Llama 2 7B is not on this machine. About 14.0 GB will be fetched")
     panel.agree(False)

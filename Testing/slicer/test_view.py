@@ -139,7 +139,9 @@ def test_reading_again_asks_first(host: Host, core: SlicerCore, view: Any) -> No
 
     sample(core)
     host.until(lambda: view.panel.scan is not None)
-    view.panel.case.kept.append(Kept(Turn("", Reading("", "Clear.", True, (), (), "m", "1")), np.eye(4), is_report=True))
+    view.panel.case.kept.append(
+        Kept(Turn("", Reading("", "Clear.", True, (), (), "m", "1")), np.eye(4), is_report=True)
+    )
     host.agreed, host.asked = False, []
     view.panel.read()
     began = time.monotonic()

@@ -37,7 +37,9 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
 
     def paintEvent(self, event: Any) -> None:
         painter = QtGui.QPainter(self)
-        painter.fillRect(QtCore.QRect(0, 0, int(QtWidgets.QWidget.size.fget(self).width()), 22), QtGui.QColor(210, 215, 225))
+        painter.fillRect(
+            QtCore.QRect(0, 0, int(QtWidgets.QWidget.size.fget(self).width()), 22), QtGui.QColor(210, 215, 225)
+        )
         painter.drawText(8, 16, ("▸ " if self._collapsed else "▾ ") + self._text)
         painter.end()
 
