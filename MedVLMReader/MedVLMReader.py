@@ -1,4 +1,4 @@
-"""MedVLM Reader in 3D Slicer: the module's entry, its view, which draws what the panel says, and the console's logic."""
+"""MedVLM Reader in 3D Slicer: the module's entry, its view that draws what the panel says, the console's logic."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def _draw_curves(self):
         case = self.panel.case
         curves = case.heat.curves if case is not None and case.heat is not None else ()
-        for plane, label in zip(PLANES, (self.ui.axialCurve, self.ui.coronalCurve, self.ui.sagittalCurve)):
+        for plane, label in zip(PLANES, (self.ui.axialCurve, self.ui.coronalCurve, self.ui.sagittalCurve), strict=True):
             found = [drawn(curve, (60, 120)) for curve in curves if curve.plane == plane]
             self._picture(label, found[0] if found else b"")
 

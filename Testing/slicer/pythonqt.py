@@ -6,6 +6,7 @@ ints, unknown attributes are refused. What goes wrong in a slot is printed, as t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import inspect
@@ -103,7 +104,7 @@ def _taken(call: Callable[..., Any]) -> int | None:
 
 
 def connect(self: Any, *args: Any) -> bool:
-    """`object.connect("clicked()", call)`, or with sender, or with receiver and slot: whether there is such a signal."""
+    """`object.connect("clicked()", call)`, or with sender, or with receiver and slot: whether there is such a one."""
     if len(args) == 2:
         sender, signature, call = self, args[0], args[1]
     elif len(args) == 3 and isinstance(args[1], str):
@@ -137,10 +138,8 @@ def connect(self: Any, *args: Any) -> bool:
 
     bound = getattr(sender, name)
     if exact and given and len(signals(sender, name)) > 1:
-        try:
+        with contextlib.suppress(KeyError, TypeError, IndexError):
             bound = bound[given]
-        except (KeyError, TypeError, IndexError):
-            pass
     bound.connect(called)
     _connections.setdefault((id(sender), normal(signature)), []).append((call, bound, called))
     return True

@@ -1,4 +1,4 @@
-"""The real module file and its .ui in the host: real buttons, a real worker process, the built-in model, real pixels."""
+"""The real module file and form in the host: real buttons, a real worker, the built-in model, real pixels."""
 
 from __future__ import annotations
 
