@@ -193,7 +193,7 @@ class Reading:
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
         content["arrays_sha256"] = hashlib.sha256(packed.getvalue()).hexdigest()
-        text = json.dumps(content, indent=1, allow_nan=False, default=plain_number)
+        text = json.dumps(content, indent=1, allow_nan=False, default=_plain_number)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole({folder / "arrays.npz": packed.getvalue(), folder / "reading.json": text.encode()})
@@ -257,7 +257,7 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def plain_number(value: Any) -> Any:
+def _plain_number(value: Any) -> Any:
     """numpy's numbers and arrays for JSON."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()

@@ -130,7 +130,7 @@ RULES = {
         "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
         "worker.transport worker.blocking worker.logic",
         "numpy",
-        ours_inside="worker.answering",
+        ours_inside="worker.answering batch shelf studies",
     ),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap calibration looking verification",

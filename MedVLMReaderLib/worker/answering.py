@@ -99,6 +99,8 @@ class Answering:
         chat, options = self._chat(asked), Options(**asked["options"])
         place = None if asked["place"] is None else Place.from_plain(asked["place"])
         last: str | Reading = ""
+        if asked["fresh"]:
+            self._reader().prefix = Prefix()
         if "history" in asked:
             question = asked["question"] if place is None else chat.about(place) + asked["question"]
             parts = self._reader().ask(

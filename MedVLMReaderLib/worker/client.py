@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
@@ -22,6 +21,7 @@ from MedVLMReaderLib.worker.events import (
     Exited,
     Failed,
     Heatmap,
+    Loaded,
     Needs,
     OnEvent,
     Prepared,
@@ -95,7 +95,7 @@ class Client:
 
     def ask(
         self, study: int, question: str | None, *, session: ChatSession | None = None, number: int | None = None,
-        place: Place | None = None, history: Sequence[Message] = (), options: Options = USUAL,
+        place: Place | None = None, history: Sequence[Message] = (), options: Options = USUAL, fresh: bool = False,
         on_event: OnEvent = ignored,
     ) -> int:  # fmt: skip
         """Ask about a study; None asks for the model's report. Ends with `Answered`, stopped or whole.
@@ -103,7 +103,7 @@ class Client:
         With a `session`, what it holds when the question's turn comes is told first, as `chat.Chat` does, and the
         answer becomes its turn `number`, from 0; None: its next one. Turns after it go. Without one, `history` is told.
         `place`: what the question is about. Where the worker ends in mid-answer, the words that had come are a turn,
-        too, marked incomplete.
+        too, marked incomplete. `fresh`: nothing that the decoder has kept of the last answer is used again.
         """
 
         def content() -> dict[str, Any]:
@@ -113,8 +113,9 @@ class Client:
                 chat: dict[str, Any] = {"history": [asdict(message) for message in history]}
             else:
                 before = session.turns[: turn_number(session, number)]
+                self._check_same(study, session)
                 chat = {"turns": [turn_plain(turn) for turn in before], "first_told": session.first_told}
-            return {**asked, **chat, "place": place and place.plain()}
+            return {**asked, **chat, "place": place and place.plain(), "fresh": fresh}
 
         def kept(reading: Reading, first_told: int) -> int:
             if session is None:
@@ -241,13 +242,20 @@ class Client:
         return self.running.busy
 
     @property
-    def loaded(self) -> object:
-        """`Loaded` while a model is in memory, else None."""
+    def loaded(self) -> Loaded | None:
+        """The model while it is in memory."""
         return self.running.loaded
 
     def seen(self, study: int) -> Saw | None:
         """What is known of a study that the worker has in memory now."""
         return self.running.seen.get(study)
+
+    def _check_same(self, study: int, session: ChatSession) -> None:
+        """A new session is about this study from now on; ReaderError where it is about another one."""
+        keys = self.running.seen[study].volume_keys
+        session.volumes = session.volumes or keys
+        if session.volumes != keys:
+            raise ReaderError("This chat is about another scan. Choose the scan that it was begun with, or a new chat.")
 
     def _written(self, reading: Reading) -> str:
         return write_reading(self.running.folder, f"asked-{self.running.next_number()}", reading)
@@ -316,8 +324,3 @@ def verdict_from(said: Mapping[str, Any]) -> Verdict:
     r, a, s = (float(x) for x in said["centre_ras_mm"])
     others = tuple(float(x) for x in said["elsewhere"])
     return Verdict(float(said["likelihood"]), float(said["drop"]), others, float(said["region_ml"]), (r, a, s))
-
-
-def folder_of(client: Client) -> Path:
-    """The private folder, for tests."""
-    return client.running.folder

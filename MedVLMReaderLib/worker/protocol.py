@@ -13,7 +13,7 @@ import numpy as np
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.reading import Reading, plain_number
+from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.volume import View, Volume
 
 VERSION = 1
@@ -21,6 +21,8 @@ LONGEST = 1 << 20
 """Bytes of a line, its end included."""
 PIECE = 4 << 20
 """Bytes of an array that are written at a time, so that a view can do so between two pictures."""
+REQUESTS = frozenset({"load", "needs", "see", "ask", "look", "verify", "prepared", "forget"})
+"""What a worker is asked for, beside "hello" and "stop"."""
 _FILE = re.compile(r"[a-z0-9_-]+\.(npy|json)")
 
 
@@ -30,7 +32,7 @@ class Broken(Exception):
 
 def line(content: Mapping[str, Any]) -> bytes:
     """A message as it is sent. ReaderError where it is too long."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"), default=plain_number).encode() + b"\n"
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"), default=_plain).encode() + b"\n"
     if len(text) > LONGEST:
         raise ReaderError(f"The text makes {len(text)} bytes; {LONGEST} can be passed on at once. Shorten it.")
     return text
@@ -45,6 +47,13 @@ def message(line: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Broken(f"no message: {line[:80]!r}")
     return content
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays for JSON."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"Messages are of plain data only, not {type(value).__name__}.")
 
 
 class Lines:
@@ -127,7 +136,7 @@ def write_reading(folder: Path, name: str, reading: Reading) -> str:
         write_array(folder / f"{name}-{key}.npy", values)
     file = f"{name}.json"
     content["arrays"] = {key: f"{name}-{key}.npy" for key in arrays}
-    (folder / file).write_text(json.dumps(content, allow_nan=False, default=plain_number))
+    (folder / file).write_text(json.dumps(content, allow_nan=False, default=_plain))
     return file
 
 

@@ -308,23 +308,28 @@ class Running:
 
     def _end_job(self, job: Job, event: Event) -> None:
         """The job is over, however it ended."""
+        event = job.failed(event) if isinstance(event, Failed) else event
         if job in self._line:
             self._line.remove(job)
         if self._step is not None and self._step.job is job:
             self._step = None
-        job.tell(job.failed(event) if isinstance(event, Failed) else event)
+        job.tell(event)
 
     def _ended(self, exited: Exited, failed: Failed) -> None:
         """The program is gone: what it was doing has failed, everything else waits for the next one."""
         job = self._step.job if self._step else None
         if job is None and not self.program.pid and not exited.wanted and self._line:
             job = self._line[0]  # the start was for this one
+        event: Event = Cancelled()
+        if job is not None and exited.wanted:
+            event = _cut_off(job, "The answer could not be stopped in time; its program was ended.")
+        elif job is not None:
+            event = job.failed(replace(failed, words=job.said()))
         self._step = self._writing = None
         self._unload()
-        if job is not None and exited.wanted:
-            self._end_job(job, _cut_off(job, "The answer could not be stopped in time; its program was ended."))
-        elif job is not None:
-            self._end_job(job, replace(failed, words=job.said()))
+        if job is not None:
+            self._line.remove(job)
+            job.tell(event)
         self.on_exit(exited)
 
 

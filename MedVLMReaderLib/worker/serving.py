@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from MedVLMReaderLib import ReaderError, __version__
 from MedVLMReaderLib.study import Stopped
 from MedVLMReaderLib.worker.folder import mark, remove
-from MedVLMReaderLib.worker.protocol import LONGEST, VERSION, Broken, line, message
+from MedVLMReaderLib.worker.protocol import LONGEST, REQUESTS, VERSION, Broken, line, message
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.worker.answering import Answering
@@ -169,13 +169,13 @@ class Serving:
     def _answer(self, asked: dict[str, Any], talk: Talk) -> Mapping[str, Any]:
         if self.folder is None:
             raise Broken("a request before hello")
+        if (name := asked.get("request")) not in REQUESTS:
+            raise Broken(f"an unknown request '{name}'")
         if self._answering is None:
             from MedVLMReaderLib.worker.answering import Answering  # brings torch
 
             self._answering = Answering(self.folder)
-        if (answer := self._answering.requests.get(str(asked.get("request")))) is None:
-            raise Broken(f"an unknown request '{asked.get('request')}'")
-        return answer(asked, talk)
+        return self._answering.requests[name](asked, talk)
 
     def _failed(self, talk: Talk, error: BaseException) -> None:
         message, to_do, trouble = told(error)
