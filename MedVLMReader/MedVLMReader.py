@@ -25,9 +25,11 @@ from MedVLMReaderLib.curves import drawn  # noqa: E402
 from MedVLMReaderLib.memory import PRECISIONS  # noqa: E402
 from MedVLMReaderLib.panel import Panel  # noqa: E402
 from MedVLMReaderLib.parameters import REGION  # noqa: E402
+from MedVLMReaderLib.scene import check_readable, stamp, view_of, volume_from  # noqa: E402
 from MedVLMReaderLib.state import State  # noqa: E402
 from MedVLMReaderLib.volume import PLANES  # noqa: E402
 from MedVLMReaderLib.worker.client import Client  # noqa: E402
+from MedVLMReaderLib.worker.logic import Logic  # noqa: E402
 
 WORK_MS, DRAW_MS = 15, 40
 
@@ -337,7 +339,45 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
 
 class MedVLMReaderLogic(ScriptedLoadableModuleLogic):
-    """For the Python console; the reader runs in another process, torch never in this one."""
+    """For the Python console; the reader runs in another process, torch never in this one.
+
+    `read`, `ask` and `heatmap` wait, the window staying alive, and return a `Reading` or a `Volume`; with `on_event`
+    they return at once. What a user can mend is raised as ReaderError.
+    """
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleLogic.__init__(self, parent)
+        client = Client(ProcessTransport(), python=interpreter())
+        self.logic = Logic(client, meanwhile=slicer.app.processEvents)
+
+    def load(self, model="built-in", precision="auto", device=None):
+        """Use a model from now on; its name, revision and precision."""
+        return self.logic.load(model, precision, device)
+
+    def read(self, volumeNode, **options):
+        """The model's report of a volume."""
+        return self.logic.read(volume_from(volumeNode), **self._about(volumeNode), **options)
+
+    def ask(self, volumeNode, question, **options):
+        """The answer to a question about a volume; what was asked about it before is told, too."""
+        return self.logic.ask(volume_from(volumeNode), question, **self._about(volumeNode), **options)
+
+    def heatmap(self, volumeNode, reading, words=None, method=None):
+        """Where the model looked for some words of a reading, as a Volume."""
+        key = self._about(volumeNode)["key"]
+        return self.logic.heatmap(volume_from(volumeNode), reading, words, method, key=key)
+
+    def readFolder(self, folder, out, questions=(), **options):
+        """Read every scan under a folder into folders of `out`; what is there is skipped."""
+        return self.logic.read_folder(folder, out, tuple(questions), **options)
+
+    def close(self):
+        """End the reader's process."""
+        self.logic.client.close()
+
+    def _about(self, node):
+        check_readable(node)
+        return {"key": (node.GetID(), *stamp(node)), "view": view_of(slicer.mrmlScene, node, volume_from(node))}
 
 
 class MedVLMReaderTest(ScriptedLoadableModuleTest):

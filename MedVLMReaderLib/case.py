@@ -35,6 +35,8 @@ class Case:
     moved: Array = field(default_factory=lambda: np.eye(4))
     """(4, 4) the transform above the scan when it was shown to the worker."""
     view: View | None = None
+    stamp: tuple[int, bytes] = (0, b"")
+    """When its voxels were changed last, and where it lay, when it was shown to the worker."""
     key: str = ""
     asking: list[tuple[int, str]] = field(default_factory=list)
     """Number and question of each request that waits for an answer, the oldest first."""

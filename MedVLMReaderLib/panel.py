@@ -163,6 +163,7 @@ class Panel:
 
     def _begin_report(self, case: Case) -> None:
         study = self._study(case, anew=True)
+        case.session.volumes = ()  # a new chat, whatever has become of the scan
         number = self.client.ask(study, None, session=case.session, number=0, on_event=self._on_answer(case, True))
         case.asking.append((number, ""))
 
@@ -226,10 +227,11 @@ class Panel:
         node = self._node(case)
         volume = scene.volume_from(node)
         view = scene.view_of(self.scene, node, volume)
-        if case.study is None or (anew and view != case.view):
+        stamp = scene.stamp(node)
+        if case.study is None or stamp != case.stamp or (anew and view != case.view):
             if case.study is not None:
                 self.client.forget(case.study)
-            case.moved, case.view, case.session.view = to_world(node), view, view
+            case.moved, case.view, case.session.view, case.stamp = to_world(node), view, view, stamp
             case.study = self.client.see(volume, view, on_event=self._on_step(case))
         return case.study
 
@@ -256,9 +258,6 @@ class Panel:
                 self._failed(event)
             elif isinstance(event, Saw):
                 case.key = event.volume_keys[0]
-                if case.session.volumes and case.session.volumes != event.volume_keys:
-                    self.message = "The scan is another than when this chat was begun. Read it again."
-                case.session.volumes = event.volume_keys
             elif isinstance(event, Started | Progress):
                 self._step(event)
             self.changed()
@@ -519,7 +518,8 @@ class Panel:
             case.locked = self.message = str(error)
             return
         case.moved = case.kept[-1].moved if case.kept else case.moved
-        case.session = ChatSession((), [kept.turn for kept in case.kept])
+        keys = dict.fromkeys(kept.key for kept in case.kept if kept.key)
+        case.session = ChatSession(tuple(keys), [kept.turn for kept in case.kept])
 
     def saving(self) -> None:
         overlay.drop_layer(self.scene)

@@ -14,7 +14,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.mrml import ROLE, SOURCE, Node, at_once, below, made, ours, remove
 from MedVLMReaderLib.place import Place
-from MedVLMReaderLib.reading import Reading, plain_number
+from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.session import Turn
 
 TEXT, RECORD = "reading", "record"
@@ -84,7 +84,7 @@ def rewrite(scene: Node, scan: Node, number: int, kept: Kept) -> None:
 
 
 def _write(text: Node, record: Node, kept: Kept) -> None:
-    for node, content in ((text, for_people(kept)), (record, json.dumps(_plain(kept), default=plain_number))):
+    for node, content in ((text, for_people(kept)), (record, json.dumps(_plain(kept), default=_listed))):
         if node.GetText() != content:
             with at_once(node):
                 node.SetText(content)
@@ -110,6 +110,11 @@ def kept_of(scene: Node, scan: Node) -> list[Kept]:
 def _number(node: Node) -> int:
     said = node.GetAttribute("MedVLM.turn") or ""
     return int(said) if said.isdigit() else 0
+
+
+def _listed(value: Any) -> Any:
+    """numpy's numbers and arrays for JSON."""
+    return value.tolist()
 
 
 def _plain(kept: Kept) -> dict[str, Any]:

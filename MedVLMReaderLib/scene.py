@@ -77,6 +77,11 @@ def grid_of(node: Node) -> Grid:
     return Grid((count, rows, columns), world_affine(node))
 
 
+def stamp(node: Node) -> tuple[int, bytes]:
+    """Changes with a volume node's voxels or their place."""
+    return int(node.GetImageData().GetMTime()), world_affine(node).tobytes()
+
+
 def scans(scene: Node) -> list[Node]:
     """The scene's grey-valued volumes, our heatmaps left out."""
     found = nodes(scene, "vtkMRMLScalarVolumeNode")

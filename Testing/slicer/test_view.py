@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from MedVLMReaderLib import overlay
+from MedVLMReaderLib import ReaderError, overlay
 from MedVLMReaderLib.files import read
 from Testing.slicer import pythonqt
 from Testing.slicer.core import SlicerCore
@@ -124,6 +124,25 @@ def test_the_view_never_brings_torch_into_its_process() -> None:
         env={**os.environ, "QT_QPA_PLATFORM": "offscreen"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_console_reads_and_asks_and_knows_where_the_model_looked(
+    host: Host, core: SlicerCore, view: Any, tiny_model: Path
+) -> None:
+    logic = sys.modules["MedVLMReader"].MedVLMReaderLogic()
+    node = sample(core)
+    try:
+        assert "fp32" in logic.load(str(tiny_model))
+        reading = logic.read(node)
+        answer = logic.ask(node, "Is there a stone?")
+        assert reading.complete
+        assert answer.question == "Is there a stone?"
+        assert abs(float(logic.heatmap(node, reading, 0).values.sum()) - 1) < 1e-3
+        with pytest.raises(ReaderError, match="no volume to read"):
+            logic.read(None)
+    finally:
+        logic.close()
 
 
 def test_no_text_on_the_form_promises_a_finding() -> None:
