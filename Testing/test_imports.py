@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "MedVLMReaderLib"
 HEAVY = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "monai", "bitsandbytes", "accelerate",
-    "numpy", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm",
+    "numpy", "vtkmodules", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm",
 )  # fmt: skip
 NEVER = {"torchvision", "timm", "torchao", "kernels", "pickle", "nibabel", "slicer", "qt", "ctk"}
 
@@ -54,6 +54,23 @@ RULES = {
     "dicom": Rule("geometry volume voxels stack dicom_slices", "numpy"),
     "dicom_slices": Rule("geometry voxels", "numpy", "pydicom"),
     "study": Rule("geometry volume", "numpy"),
+    "mrml": Rule("geometry", "numpy vtkmodules"),
+    "scene": Rule("geometry mrml place volume voxels", "numpy vtkmodules"),
+    "curves": Rule("geometry mrml slices", "numpy vtkmodules"),
+    "overlay": Rule("geometry mrml curves scene pictures volume", "numpy"),
+    "watch": Rule("mrml scene", "vtkmodules"),
+    "parameters": Rule("mrml"),
+    "results": Rule("geometry mrml place reading session", "numpy"),
+    "transcript": Rule("reading results"),
+    "case": Rule(
+        "geometry heatmap memory models pictures reading results session slices volume", "numpy", ours_inside="hub"
+    ),
+    "state": Rule("case results transcript worker worker.events"),
+    "panel": Rule(
+        "case curves mrml overlay parameters place reading results scene session state transcript watch worker "
+        "worker.client worker.events",
+        "numpy",
+    ),
     "truth": Rule(),
     "shapes": Rule("geometry", "numpy"),
     "anatomy": Rule("geometry volume truth shapes", "numpy scipy"),

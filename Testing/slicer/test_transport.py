@@ -1,0 +1,24 @@
+"""The worker's lines through qt.QProcess, as in Slicer: what every transport must do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from MedVLMReaderLib.worker.transport import Transport
+from Testing.slicer import pythonqt
+from Testing.slicer.core import SlicerCore
+from Testing.slicer.host import Host
+from Testing.worker.transports import TransportTests
+
+
+class TestProcessTransport(TransportTests):
+    @pytest.fixture
+    def transport(self, whole_core: SlicerCore) -> Transport:
+        Host(whole_core).load().cleanup()
+        made = sys.modules["MedVLMReader"].ProcessTransport()
+        yield made
+        made.kill()
+        assert all(made.connected)
+        assert pythonqt.slot_errors == []

@@ -1,0 +1,171 @@
+"""The real module file and form in the host: real buttons, a real worker, the built-in model, real pixels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from MedVLMReaderLib import ReaderError, overlay
+from MedVLMReaderLib.files import read
+from Testing.slicer import pythonqt
+from Testing.slicer.core import SlicerCore
+from Testing.slicer.host import MODULE, Host
+from Testing.slicer.looks import changed, everything_of_the_user
+
+ROOT = Path(__file__).resolve().parents[2]
+UI = MODULE.parent / "Resources" / "UI" / "MedVLMReader.ui"
+REAL = {  # of Slicer and CTK, their properties and signals as documented
+    "ctkCollapsibleButton": {"text", "collapsed"},
+    "ctkSliderWidget": {"minimum", "maximum", "singleStep", "value", "toolTip"},
+    "qMRMLNodeComboBox": {"nodeTypes", "showHidden", "noneEnabled", "addEnabled", "removeEnabled", "toolTip"},
+    "qMRMLWidget": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def host(whole_core: SlicerCore) -> Host:
+    return Host(whole_core)
+
+
+@pytest.fixture
+def view(host: Host, core: SlicerCore) -> Iterator[Any]:
+    pythonqt.slot_errors.clear()
+    pythonqt.failed_connections.clear()
+    widget = host.load()
+    yield widget
+    widget.cleanup()
+    assert pythonqt.slot_errors == []
+    assert pythonqt.failed_connections == []
+
+
+def sample(core: SlicerCore) -> Any:
+    volume = read(ROOT / "Resources" / "sample" / "sample.nii.gz")
+    node = core.volume(volume.values, volume.grid.affine, "Sample")
+    core.window(node, 400, 40)
+    core.show(node)
+    return node
+
+
+def test_every_class_and_property_of_the_form_is_a_real_one() -> None:
+    for widget in ElementTree.parse(UI).iter("widget"):
+        name = str(widget.get("class"))
+        if name in REAL:
+            used = {one.get("name") for one in widget.findall("property")}
+            assert used <= REAL[name], name
+        else:
+            assert hasattr(pythonqt.QtWidgets, name), name
+
+
+def test_every_connection_is_made_and_nothing_to_read_is_said(host: Host, view: Any) -> None:
+    assert len(view.connected) > 25
+    assert all(view.connected)
+    view.ui.questionEdit.setText("Anything?")
+    view.ui.askButton.setEnabled(True)
+    view.ui.askButton.click()
+    view.draw()
+    assert view.ui.messageLabel.text.startswith("There is no volume to read")
+    assert view.ui.questionEdit.text == "Anything?"
+
+
+@pytest.mark.slow
+def test_the_sample_is_read_by_clicks_alone(host: Host, core: SlicerCore, view: Any) -> None:
+    node = sample(core)
+    host.until(lambda: view.ui.readButton.enabled)
+    assert view.panel.scan is node
+    assert view.ui.memoryLabel.text.startswith("Needs 0.1 GB")
+    user, before = everything_of_the_user(core.scene), core.pictures()
+    view.ui.readButton.click()
+    host.until(lambda: bool(view.panel.case.kept) or bool(view.panel.message))
+    host.until(lambda: bool(view.ui.findingsEdit.plainText))
+    assert view.panel.message == ""
+    expected = (ROOT / "Resources" / "sample" / "report.txt").read_text()
+    assert view.ui.findingsEdit.plainText in expected
+    assert view.ui.impressionEdit.plainText in expected
+    assert "Not for clinical use" in view.ui.provenanceLabel.text
+    start, stop = view.panel.case.kept[0].turn.reading.sentences[6]
+    view.ui.reportBrowser.anchorClicked.emit(host.qt.QUrl(f"sentence:0/{start}-{stop}"))
+    host.until(lambda: view.panel.case.heat is not None or bool(view.panel.message))
+    host.until(lambda: bool(view.ui.heatLabel.text))
+    assert "times even" in view.ui.heatLabel.text
+    after = core.pictures()
+    assert all(changed(before[name], picture).mean() > 0.01 for name, picture in after.items())
+    assert everything_of_the_user(core.scene) == user
+    view.ui.opacitySlider.setValue(0.0)
+    assert view.panel.settings.opacity == 0.0
+    view.ui.copyButton.click()
+    assert "Not for clinical use" in host.qt.QApplication.clipboard().text()
+    view.ui.hideButton.click()
+    assert overlay.shown(core.scene) is None
+    assert everything_of_the_user(core.scene) == user
+    view.ui.questionEdit.setText("Is there a lesion in the liver?")
+    view.ui.askButton.click()
+    host.until(lambda: len(view.panel.case.kept) == 2 or bool(view.panel.message))
+    host.until(lambda: "liver" in view.ui.chatBrowser.plainText)
+    assert view.panel.message == ""
+
+
+def test_the_view_never_brings_torch_into_its_process() -> None:
+    program = (
+        "import sys\nfrom Testing.slicer.core import SlicerCore\nfrom Testing.slicer.host import Host\n"
+        "widget = Host(SlicerCore()).load()\nwidget.cleanup()\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "QT_QPA_PLATFORM": "offscreen"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_console_reads_and_asks_and_knows_where_the_model_looked(
+    host: Host, core: SlicerCore, view: Any, tiny_model: Path
+) -> None:
+    logic = sys.modules["MedVLMReader"].MedVLMReaderLogic()
+    node = sample(core)
+    try:
+        assert "fp32" in logic.load(str(tiny_model))
+        reading = logic.read(node)
+        answer = logic.ask(node, "Is there a stone?")
+        assert reading.complete
+        assert answer.question == "Is there a stone?"
+        assert abs(float(logic.heatmap(node, reading, 0).values.sum()) - 1) < 1e-3
+        with pytest.raises(ReaderError, match="no volume to read"):
+            logic.read(None)
+    finally:
+        logic.close()
+
+
+def test_no_text_on_the_form_promises_a_finding() -> None:
+    words = " ".join(one.text or "" for one in ElementTree.parse(UI).iter("string")).lower()
+    assert "diagnos" not in words
+    assert "evidence" not in words
+
+
+def test_reading_again_asks_first(host: Host, core: SlicerCore, view: Any) -> None:
+    from MedVLMReaderLib.reading import Reading
+    from MedVLMReaderLib.results import Kept
+    from MedVLMReaderLib.session import Turn
+
+    sample(core)
+    host.until(lambda: view.panel.scan is not None)
+    view.panel.case.kept.append(
+        Kept(Turn("", Reading("", "Clear.", True, (), (), "m", "1")), np.eye(4), is_report=True)
+    )
+    host.agreed, host.asked = False, []
+    view.panel.read()
+    began = time.monotonic()
+    host.until(lambda: bool(host.asked), 5)
+    assert time.monotonic() - began < 2
+    assert host.asked[0].startswith("Reading again replaces the report")
+    assert not view.panel.client.busy
+    host.agreed = True
