@@ -40,7 +40,7 @@ def composed(host: Host, panel: Any, views: dict[str, Any], width: int = 560) ->
     for n, picture in enumerate(views.values()):
         rows, columns, _ = picture.shape
         data = np.ascontiguousarray(picture)
-        image = qt.QImage(data.data, columns, rows, 3 * columns, qt.QImage.Format_RGB888)
+        image = qt.QImage(data.tobytes(), columns, rows, 3 * columns, qt.QImage.Format_RGB888)
         painter.drawImage(width + 8, n * (side + 4), image)
     painter.drawText(8, height + 19, LABEL)
     painter.end()
