@@ -28,7 +28,7 @@ def composed(host: Host, panel: Any, views: dict[str, Any], width: int = 560) ->
     """The panel on the left, the views below each other on the right, what it is underneath."""
     qt = host.qt
     side = 360
-    height = max(3 * side + 8, 400)
+    height = max(3 * side + 8, panel.sizeHint.height() + 120)
     panel.resize(width, height)
     panel.show()
     qt.QApplication.processEvents()
