@@ -89,10 +89,21 @@ class ProcessTransport:
             self.process.waitForReadyRead(int(1000 * seconds))
         slicer.app.processEvents()
 
+    def close(self):
+        """End the program and wait a moment for it, so that Qt does not destroy what still runs."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.waitForFinished(2000)
+
     def _output(self):
+        if self.process is None:
+            return
         self.on_output(self.process.readAllStandardOutput().data())
 
     def _error(self):
+        if self.process is None:
+            return
         self.on_error_text(self.process.readAllStandardError().data().decode(errors="replace"))
 
     def _finished(self, code, status):
@@ -135,7 +146,8 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
-        self.panel = Panel(slicer.mrmlScene, Client(ProcessTransport(), python=interpreter()), self.touched)
+        self.transport = ProcessTransport()
+        self.panel = Panel(slicer.mrmlScene, Client(self.transport, python=interpreter()), self.touched)
         self._fill()
         self._connect()
         self._shortcuts(widget)
@@ -154,6 +166,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         for timer in (self.worker_timer, self.draw_timer):
             timer.stop()
         self.panel.close()
+        self.transport.close()
 
     def enter(self):
         self.panel.views_changed()
@@ -347,7 +360,8 @@ class MedVLMReaderLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleLogic.__init__(self, parent)
-        client = Client(ProcessTransport(), python=interpreter())
+        self.transport = ProcessTransport()
+        client = Client(self.transport, python=interpreter())
         self.logic = Logic(client, meanwhile=slicer.app.processEvents)
 
     def load(self, model="built-in", precision="auto", device=None):
@@ -374,6 +388,7 @@ class MedVLMReaderLogic(ScriptedLoadableModuleLogic):
     def close(self):
         """End the reader's process."""
         self.logic.client.close()
+        self.transport.close()
 
     def _about(self, node):
         check_readable(node)

@@ -216,6 +216,7 @@ def _add_legend(scene: Node) -> None:
     legend.SetAndObserveColorNodeID(table.GetID())
     legend.SetTitleText(TITLE)
     legend.SetLabelFormat("%.0f")
+    legend.SetSize(0.11, 0.36)
     for text in (legend.GetTitleTextProperty(), legend.GetLabelTextProperty()):
         text.SetFontSize(12)
     legend.SetVisibility2D(True)

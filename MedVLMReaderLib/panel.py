@@ -8,70 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
-from MedVLMReaderLib import ReaderError, curves, overlay, parameters, results, scene, transcript
-from MedVLMReaderLib.case import Case, heat_of, montage, to_fetch
+from MedVLMReaderLib import ReaderError, overlay, parameters, results, scene, transcript
+from MedVLMReaderLib.case import Case, heat_of, to_fetch
+from MedVLMReaderLib.ground import said
 from MedVLMReaderLib.mrml import Node, remove, to_world
-from MedVLMReaderLib.overlay import Look
 from MedVLMReaderLib.parameters import REGION, VOLUME, Settings
 from MedVLMReaderLib.place import Place
-from MedVLMReaderLib.reading import Reading, Span, write_whole
+from MedVLMReaderLib.reading import Reading, write_whole
 from MedVLMReaderLib.results import Kept
 from MedVLMReaderLib.session import ChatSession, Turn
-from MedVLMReaderLib.state import STAGES, State, state_of
+from MedVLMReaderLib.sight import Sight, recorded
+from MedVLMReaderLib.state import State, state_of
 from MedVLMReaderLib.watch import Watch
-from MedVLMReaderLib.worker.client import Client, history_of
+from MedVLMReaderLib.worker.client import Client
 from MedVLMReaderLib.worker.events import (
     Answered,
     Cancelled,
     Event,
     Failed,
-    Heatmap,
     Loaded,
-    Prepared,
     Progress,
-    Saw,
     Started,
-    Verified,
     Word,
 )
 
-Intent = TypeVar("Intent", bound=Callable[..., None])
 
-
-def said(intent: Intent) -> Intent:
-    """An intent whose ReaderError becomes the panel's message; the view hears of the change."""
-
-    @wraps(intent)
-    def heard(self: Panel, *args: Any, **kwargs: Any) -> None:
-        try:
-            intent(self, *args, **kwargs)
-        except ReaderError as error:
-            self.message, self.status = str(error), ""
-        self.changed()
-
-    return cast(Intent, heard)
-
-
-class Panel:
+class Panel(Sight):
     """See above. Whoever has it calls `client.advance` from a timer while `client.busy`."""
 
     def __init__(self, scene_: Node, client: Client, changed: Callable[[], None] = lambda: None) -> None:
-        self.scene, self.client, self.changed = scene_, client, changed
-        self.cases: dict[str, Case] = {}
-        self.settings, self.foreign = Settings(), False
-        self.message = self.status = self.confirm = ""
-        self.progress: tuple[int, int] | None = None
-        self.saw: bytes = b""
-        """PNG of what the model was shown, once that was asked for."""
-        self._loaded_choice = "built-in", "auto"
-        self._then: Callable[[], None] = lambda: None
-        self._followed = True
+        super().__init__(scene_, client, changed)
         self._watch = Watch(scene_, self)
         self.loaded()
 
@@ -95,17 +66,6 @@ class Panel:
     def state(self) -> State:
         """All that the view draws."""
         return state_of(self)
-
-    @property
-    def scan(self) -> Node | None:
-        """The chosen volume."""
-        return parameters.node_at(self.scene, VOLUME)
-
-    @property
-    def case(self) -> Case | None:
-        """The chosen volume's chat; None without a volume."""
-        node = self.scan
-        return None if node is None else self.cases.setdefault(node.GetID(), Case(node.GetID()))
 
     def text(self) -> str:
         """Report and chat with where they come from, to be copied."""
@@ -136,11 +96,6 @@ class Panel:
             overlay.restyle(self.scene, self.look)
         if "method" in changes and (case := self.case) is not None and case.heat is not None:
             self._look(case, case.heat.turn, case.heat.span)
-
-    @property
-    def look(self) -> Look:
-        """How heatmaps are drawn."""
-        return Look(self.settings.opacity, self.settings.threshold)
 
     # ---- Reading and asking ----------------------------------------------------------------------------------------
 
@@ -208,33 +163,6 @@ class Panel:
     def _agree(self, question: str, then: Callable[[], None]) -> None:
         self.confirm, self._then = question, then
 
-    def _ready(self) -> Case:
-        """The chosen volume's chat. ReaderError where nothing can be asked about it."""
-        scene.check_readable(self.scan)
-        case = self.case
-        assert case is not None
-        if case.locked or self.foreign:
-            raise ReaderError(case.locked or self.message)
-        self.message, self.status = "", "Preparing"
-        return case
-
-    def _study(self, case: Case, anew: bool = False) -> int:
-        """The number by which the worker knows the scan; loads the chosen model first where it is another."""
-        chosen = self.settings.model, self.settings.precision
-        if chosen != self._loaded_choice:
-            self._loaded_choice = chosen
-            self.client.load(chosen[0], precision=chosen[1], on_event=self._on_step(case))
-        node = self._node(case)
-        volume = scene.volume_from(node)
-        view = scene.view_of(self.scene, node, volume)
-        stamp = scene.stamp(node)
-        if case.study is None or stamp != case.stamp or (anew and view != case.view):
-            if case.study is not None:
-                self.client.forget(case.study)
-            case.moved, case.view, case.session.view, case.stamp = to_world(node), view, view, stamp
-            case.study = self.client.see(volume, view, on_event=self._on_step(case))
-        return case.study
-
     def _place(self, case: Case) -> Place | None:
         node, context = self._node(case), self.settings.context
         if not context:
@@ -249,20 +177,6 @@ class Panel:
         return place
 
     # ---- The worker's answers --------------------------------------------------------------------------------------
-
-    def _on_step(self, case: Case) -> Callable[[Event], None]:
-        """For what only leads to something: tells how far it is, and of trouble."""
-
-        def heard(event: Event) -> None:
-            if isinstance(event, Failed):
-                self._failed(event)
-            elif isinstance(event, Saw):
-                case.key = event.volume_keys[0]
-            elif isinstance(event, Started | Progress):
-                self._step(event)
-            self.changed()
-
-        return heard
 
     def _on_answer(self, case: Case, is_report: bool) -> Callable[[Event], None]:
         def heard(event: Event) -> None:
@@ -293,136 +207,6 @@ class Panel:
             results.keep(self.scene, scan, number, kept)
         if not self.client.running.busy or not case.asking:
             self.status, self.progress = "", None
-
-    def _failed(self, event: Failed) -> None:
-        self.message, self.status, self.progress = str(event), "", None
-
-    def _step(self, event: Started | Progress) -> None:
-        self.status = STAGES[event.stage]
-        self.progress = (event.done, event.total) if isinstance(event, Progress) else None
-
-    # ---- Where the model looked ------------------------------------------------------------------------------------
-
-    @said
-    def click(self, address: str) -> None:
-        """Show a sentence's heatmap and jump to its peak, or jump to a place."""
-        link, case = transcript.link(address), self.case
-        if case is None:
-            return
-        self.message = ""
-        if link.ras is not None:
-            self._jump(case, np.array(link.ras), case.moved)
-        elif link.turn < len(case.kept) and 0 <= link.span[0] < link.span[1] <= len(case.kept[link.turn].text):
-            self._look(case, link.turn, link.span)
-
-    def _look(self, case: Case, turn: int, span: Span) -> None:
-        reading, words, text = case.to_look_at(turn, span)
-        method = self.settings.method or None
-        if text is not None or not _recorded(reading, words, method):
-            study: int | None = self._study(case)
-        else:
-            study = case.study if case.study in self.client.studies else None
-
-        def heard(event: Event) -> None:
-            if isinstance(event, Heatmap) and not case.gone:
-                case.looked[turn, case.kept[turn].text] = event.reading
-                case.heat = heat_of(turn, span, event.reading, event.span, event.method, event.volume)
-                case.verdict = ""
-                if case is self.case:
-                    self._show(case)
-            elif isinstance(event, Failed):
-                self.message = str(event)
-            elif isinstance(event, Started | Progress):
-                self._step(event)
-            if not isinstance(event, Started | Progress) and not case.asking:
-                self.status, self.progress = "", None
-            self.changed()
-
-        history = history_of(case.session, turn)
-        self.client.heatmap(study, reading, words, method, text=text, history=history, on_event=heard)
-
-    def _show(self, case: Case) -> None:
-        """The heatmap over the views, and the planes through its peak."""
-        heat, scan = case.heat, self._node(case)
-        if heat is None or scan is None or heat.turn >= len(case.kept):
-            return
-        moved = case.kept[heat.turn].moved
-        reading = heat.reading
-        about = {
-            "model": reading.model, "revision": reading.revision, "question": reading.question,
-            "words": reading.text[slice(*heat.words)], "method": heat.method, "created": reading.created,
-        }  # fmt: skip
-        trouble = overlay.show(self.scene, scan, heat.times, self.look, about, moved)
-        self.message = " ".join(trouble)
-        self._settle(turn=heat.turn, start=heat.span[0], stop=heat.span[1])
-        self._jump(case, heat.peak, moved)
-        if curves.chart_of(self.scene) is not None:
-            curves.put_curves(self.scene, scan, heat.curves)
-
-    def _jump(self, case: Case, ras: Any, moved: Any) -> None:
-        """To a place of the scan as it was read, where it lies now."""
-        scan = self._node(case)
-        if scan is not None:
-            scene.jump(self.scene, (to_world(scan) @ np.linalg.solve(moved, [*ras, 1]))[:3], scan)
-
-    @said
-    def plot(self) -> None:
-        """The shown heatmap's curves as tables and a chart in the scene."""
-        case = self.case
-        if case is None or case.heat is None:
-            raise ReaderError("No heatmap is shown. Click a sentence first.")
-        curves.put_curves(self.scene, self._node(case), case.heat.curves)
-
-    @said
-    def hide(self) -> None:
-        """Take the heatmap off."""
-        self._hide()
-
-    def _hide(self) -> None:
-        overlay.hide(self.scene)
-        self._settle(turn=-1, start=0, stop=0)
-        if (case := self.case) is not None:
-            case.heat, case.verdict = None, ""
-
-    @said
-    def verify(self) -> None:
-        """Ask whether the image supports the sentence whose heatmap is shown."""
-        case = self.case
-        if case is None or case.heat is None:
-            raise ReaderError("No sentence is chosen. Click one first.")
-        heat, history = case.heat, history_of(case.session, case.heat.turn)
-
-        def heard(event: Event) -> None:
-            if isinstance(event, Verified):
-                case.verdict = str(event.verdict)
-            elif isinstance(event, Failed):
-                self.message = str(event)
-            elif isinstance(event, Started | Progress):
-                self._step(event)
-            if isinstance(event, Verified | Failed | Cancelled):
-                self.status, self.progress = "", None
-            self.changed()
-
-        study = self._study(case)
-        self.client.verify(study, heat.reading, heat.words, heat.method, history=history, on_event=heard)
-
-    @said
-    def show_what_it_saw(self) -> None:
-        """Ask for what the model is shown of the scan: `saw`."""
-        case = self._ready()
-
-        def heard(event: Event) -> None:
-            if isinstance(event, Prepared):
-                self.saw = curves.png(montage(event.volumes))
-            elif isinstance(event, Failed):
-                self.message = str(event)
-            elif isinstance(event, Started | Progress):
-                self._step(event)
-            if isinstance(event, Prepared | Failed | Cancelled):
-                self.status, self.progress = "", None
-            self.changed()
-
-        self.client.prepared(self._study(case), on_event=heard)
 
     # ---- The radiologist's text ------------------------------------------------------------------------------------
 
@@ -503,7 +287,7 @@ class Panel:
         """The heatmap that a loaded scene shows, its figures and curves; nothing moves."""
         reading, words, text = case.to_look_at(at.turn, (at.start, at.stop))
         method = at.method or None
-        if text is None and at.start < at.stop <= len(case.kept[at.turn].text) and _recorded(reading, words, method):
+        if text is None and at.start < at.stop <= len(case.kept[at.turn].text) and recorded(reading, words, method):
             used = method or reading.traces[0].method
             whole = reading.heatmap(words, used)
             case.heat = heat_of(at.turn, (at.start, at.stop), reading, words, used, whole)
@@ -526,21 +310,3 @@ class Panel:
 
     def saved(self) -> None:
         overlay.restyle(self.scene, self.look)
-
-    def _node(self, case: Case) -> Node | None:
-        return self.scene.GetNodeByID(case.scan)
-
-    def _settle(self, **changes: Any) -> None:
-        self.settings = replace(self.settings, **changes)
-        if not self.foreign:
-            parameters.store(self.scene, self.settings)
-
-
-def _recorded(reading: Reading, words: Span, method: str | None) -> bool:
-    """Whether a reading holds where the model looked for some words."""
-    return any(
-        start < words[1] and words[0] < stop
-        for trace in reading.traces
-        if method in (None, trace.method)
-        for start, stop in trace.spans
-    )

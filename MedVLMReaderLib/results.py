@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,13 @@ class Kept:
     is_report: bool = False
     key: str = ""
     """`Volume.key` of the scan as it was read."""
+
+    @cached_property
+    def packed(self) -> str:
+        """The reading's arrays as letters; made once, because a text is edited often."""
+        file = io.BytesIO()
+        np.savez(file, **self.turn.reading.plain()[1])  # type: ignore[arg-type]
+        return base64.b64encode(zlib.compress(file.getvalue(), 1)).decode("ascii")
 
     @property
     def text(self) -> str:
@@ -118,14 +127,12 @@ def _listed(value: Any) -> Any:
 
 
 def _plain(kept: Kept) -> dict[str, Any]:
-    content, arrays = kept.turn.reading.plain()
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
+    content, _ = kept.turn.reading.plain()
     place = kept.turn.place
     return {
         "format": FORMAT, "question": kept.turn.question, "place": place and place.plain(), "edited": kept.edited,
         "is_report": kept.is_report, "moved": kept.moved.tolist(), "key": kept.key, "reading": content,
-        "arrays": base64.b64encode(packed.getvalue()).decode("ascii"),
+        "arrays": kept.packed,
     }  # fmt: skip
 
 
@@ -138,7 +145,7 @@ def _from_plain(text: str) -> Kept:
                 f"This scene's readings were saved by a newer MedVLM Reader (format {number}; this version reads up to "
                 f"{FORMAT}). They are left as they are. Update MedVLM Reader to see them."
             )
-        with np.load(io.BytesIO(base64.b64decode(content["arrays"])), allow_pickle=False) as file:
+        with np.load(io.BytesIO(zlib.decompress(base64.b64decode(content["arrays"]))), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         place, moved = content["place"], np.array(content["moved"], np.float64).reshape(4, 4)
         turn = Turn(

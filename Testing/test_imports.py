@@ -66,8 +66,10 @@ RULES = {
         "geometry heatmap memory models pictures reading results session slices volume", "numpy", ours_inside="hub"
     ),
     "state": Rule("case results transcript worker worker.events"),
+    "ground": Rule("case mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
+    "sight": Rule("case curves ground overlay reading transcript worker worker.client worker.events", "numpy"),
     "panel": Rule(
-        "case curves mrml overlay parameters place reading results scene session state transcript watch worker "
+        "case ground mrml overlay parameters place reading results scene session sight state transcript watch worker "
         "worker.client worker.events",
         "numpy",
     ),

@@ -5,8 +5,10 @@ Only where the package slicer-core is installed; `missing()` says why not. Rende
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
 import os
+import sys
 import tempfile
 import types
 from pathlib import Path
@@ -26,7 +28,11 @@ DRAWN = (
 def missing() -> str:
     """Why the Slicer core cannot be used here; empty where it can."""
     absent = [name for name in ("slicer", "PySide6") if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(absent)} (pip install '.[slicer-tests]')" if absent else ""
+    if absent:
+        return f"not installed: {', '.join(absent)} (pip install '.[slicer-tests]')"
+    if sys.platform == "linux" and not any(ctypes.util.find_library(one) for one in ("EGL", "OSMesa")):
+        return "neither EGL nor OSMesa to draw with (apt-get install libegl1 libgl1-mesa-dri)"
+    return ""
 
 
 class SlicerCore:

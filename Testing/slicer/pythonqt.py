@@ -240,10 +240,17 @@ class UiLoader(QtUiTools.QUiLoader):
         return widget
 
 
+def _keep_none() -> None:
+    """PySide 6.12 hands out None without counting it, which ends a Python before 3.12 after some thousand calls."""
+    if sys.version_info < (3, 12):
+        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+
+
 def build() -> types.ModuleType:
     """The module `qt`; changes PySide6 for the whole process."""
     if "qt" in sys.modules:
         return sys.modules["qt"]
+    _keep_none()
     found = list(dict.fromkeys(qobjects()))
     for cls in found:
         if cls is QtCore.QObject or "__getattribute__" in cls.__dict__ or "__setattr__" in cls.__dict__:

@@ -28,7 +28,7 @@ def composed(host: Host, panel: Any, views: dict[str, Any], width: int = 560) ->
     """The panel on the left, the views below each other on the right, what it is underneath."""
     qt = host.qt
     side = 360
-    height = max(3 * side + 8, 400)
+    height = max(3 * side + 8, panel.sizeHint.height() + 120)
     panel.resize(width, height)
     panel.show()
     qt.QApplication.processEvents()
@@ -40,7 +40,7 @@ def composed(host: Host, panel: Any, views: dict[str, Any], width: int = 560) ->
     for n, picture in enumerate(views.values()):
         rows, columns, _ = picture.shape
         data = np.ascontiguousarray(picture)
-        image = qt.QImage(data.data, columns, rows, 3 * columns, qt.QImage.Format_RGB888)
+        image = qt.QImage(data.tobytes(), columns, rows, 3 * columns, qt.QImage.Format_RGB888)
         painter.drawImage(width + 8, n * (side + 4), image)
     painter.drawText(8, height + 19, LABEL)
     painter.end()

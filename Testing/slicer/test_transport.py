@@ -19,6 +19,6 @@ class TestProcessTransport(TransportTests):
         Host(whole_core).load().cleanup()
         made = sys.modules["MedVLMReader"].ProcessTransport()
         yield made
-        made.kill()
+        made.close()
         assert all(made.connected)
         assert pythonqt.slot_errors == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from MedVLMReaderLib import ReaderError, overlay
 from MedVLMReaderLib.files import read
+from MedVLMReaderLib.transcript import sections
 from Testing.slicer import pythonqt
 from Testing.slicer.core import SlicerCore
 from Testing.slicer.host import MODULE, Host
@@ -87,9 +89,9 @@ def test_the_sample_is_read_by_clicks_alone(host: Host, core: SlicerCore, view: 
     host.until(lambda: bool(view.panel.case.kept) or bool(view.panel.message))
     host.until(lambda: bool(view.ui.findingsEdit.plainText))
     assert view.panel.message == ""
-    expected = (ROOT / "Resources" / "sample" / "report.txt").read_text()
-    assert view.ui.findingsEdit.plainText in expected
-    assert view.ui.impressionEdit.plainText in expected
+    expected = json.loads((ROOT / "Resources" / "sample" / "reference.json").read_text())["text"]
+    assert view.panel.case.kept[0].turn.reading.text == expected, "what `medvlmreader check` expects"
+    assert (view.ui.findingsEdit.plainText, view.ui.impressionEdit.plainText) == sections(expected)
     assert "Not for clinical use" in view.ui.provenanceLabel.text
     start, stop = view.panel.case.kept[0].turn.reading.sentences[6]
     view.ui.reportBrowser.anchorClicked.emit(host.qt.QUrl(f"sentence:0/{start}-{stop}"))
