@@ -36,7 +36,7 @@ lint: $(VENV)/.ready-test  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-BENCHMARKS := Testing.bench $(addprefix Testing.benchmarks.,dcformer memory loading fidelity followup)
+BENCHMARKS := Testing.bench $(addprefix Testing.benchmarks.,dcformer memory loading fidelity followup batch)
 bench: $(VENV)/.ready-test  ## what starting, reading and loading cost here, and how good the built-in model is
 	@missed=; for one in $(BENCHMARKS); do echo "$$one"; $(OFFLINE) $(BIN)/python -m $$one || missed="$$missed $$one"; done; \
 	  [ -z "$$missed" ] || { echo "Missed:$$missed"; exit 1; }

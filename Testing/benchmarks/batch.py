@@ -133,7 +133,7 @@ def two_workers(scratch: Path, model: str, count: int = 12) -> dict[str, float]:
     """Studies an hour of one Ray worker and of two, after their start."""
     from MedVLMReaderLib.cluster import LOCAL, Cluster, ReaderSpec
 
-    os.environ["RAY_worker_niceness"] = "0"  # else whatever else is running starves the workers
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray writes it; else other programs starve the workers
     rates = []
     studies = given([made_study(710_000 + n).volume for n in range(count)])
     for workers in (1, 2):
