@@ -85,7 +85,7 @@ class Cluster:
             import ray
         except ModuleNotFoundError as missing:
             raise ReaderError("--ray needs the package 'ray'. Run: pip install 'medvlmreader[batch]'") from missing
-        self.ray = ray
+        self.ray: Any = ray
         _connect(ray, self.address, (self.wanted or 1) * self.spec.threads)
         try:
             self._start()

@@ -75,7 +75,11 @@ def studies_at(url: str, query: str | None = None, rule: str = THINNEST) -> list
 def _client(url: str) -> Any:
     from dicomweb_client.api import DICOMwebClient
 
-    return DICOMwebClient(url)
+    client = DICOMwebClient(url)
+    client.set_http_retry_params(
+        max_attempts=3, wait_exponential_multiplier=200
+    )  # not half a minute for a wrong address
+    return client
 
 
 @contextmanager

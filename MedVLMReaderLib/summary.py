@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 def write_summary(place: Shelf) -> None:
-    """Write all three; without pyarrow no Parquet, and an older one is emptied of nothing: it is left as it was."""
+    """Write all three; Parquet only where pyarrow is installed."""
     rows = list(summary_rows(place))
     place.write({"summary.csv": as_csv(rows)})
     if importlib.util.find_spec("pyarrow"):

@@ -41,8 +41,11 @@ def test_an_address_that_does_not_answer_is_said_in_time(silent: str, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_loses_no_study_and_none_is_read_twice(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_loses_no_study_and_none_is_read_twice(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else whatever else is running starves them
     studies = studies_of(write_studies(tmp_path / "in", 24, 2))
     outcomes: list[Outcome] = []
     with Cluster(LOCAL, ReaderSpec(str(tiny_model)), workers=2) as two:

@@ -130,9 +130,7 @@ RULES = {
     "dicom_index": Rule("dicom dicom_slices room stack thumbnail volume", "numpy"),
     "dicomweb": Rule("dicom dicom_index dicom_slices room volume", inside="dicomweb_client pydicom requests"),
     "studies": Rule("dicom_index files room volume"),
-    "batch": Rule(
-        "failure host reading shelf study thumbnail volume", ours_inside="sentence_pictures summary"
-    ),
+    "batch": Rule("failure host reading shelf study thumbnail volume", ours_inside="sentence_pictures summary"),
     "cluster": Rule("batch failure shelf", inside="ray torch", ours_inside="reader"),
     "place": Rule("geometry volume", "numpy"),
     "options": Rule(),
