@@ -47,6 +47,8 @@ def _capture(report: Report, source: Source, words: str, pixels: Array, number: 
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.ConversionType = "WSD"
     image.Laterality = None
+    moment = local(report.provenance.created)
+    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
     image.DerivationDescription = f"Heatmap of {report.provenance.model} over three planes. {ATTENTION}"[:1024]
     image.ImageComments = f"{BANNER}. {ATTENTION} {words}".replace("\n", "\r\n")[:10240]
     image.SourceImageSequence = references(source.headers)
