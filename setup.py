@@ -24,14 +24,24 @@ BASE = [
 MODELS = [
     "torch>=2.10",
     "transformers>=5.5,<6",
+    "regex>=2024.4",
     "tokenizers>=0.22",
     "huggingface_hub>=2.0,<3",
     "safetensors>=0.6",
     "monai>=1.5",
 ]
 QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
+# Reports as PDF, DICOM and FHIR, and sending them
+EXPORT = [
+    "highdicom>=0.28",
+    "fhir.resources>=8.0",
+    "reportlab>=4.2",
+    "pynetdicom>=3.0",
+    "jsonschema>=4.21",
+    "fonttools>=4.50",
+]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
-TEST += QUANTISED
+TEST += [*QUANTISED, *EXPORT, "pypdfium2>=5"]
 
 setup(
     name="medvlmreader",
@@ -53,8 +63,9 @@ setup(
     extras_require={
         "models": MODELS,
         "quantised": [*MODELS, *QUANTISED],
+        "export": EXPORT,
         "test": TEST,
-        "all": [*MODELS, *QUANTISED],
+        "all": [*MODELS, *QUANTISED, *EXPORT],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import regex
@@ -67,7 +66,7 @@ def pattern_of(sentences: Sequence[str]) -> str:
     return pattern(narrowed)
 
 
-class OnlyMatching(LogitsProcessor):  # type: ignore[misc]
+class OnlyMatching(LogitsProcessor):
     """Leaves only tokens with which the text can still become a match, and the end once it is one."""
 
     def __init__(self, tokenizer: Any, expression: str, ends: Sequence[int], begin: int = 0) -> None:
@@ -136,4 +135,4 @@ def _last(parts: Iterator[str | Reading]) -> Reading:
     *_, last = parts
     if isinstance(last, str):
         raise RuntimeError("The reader ended without a reading.")
-    return replace(last)
+    return last

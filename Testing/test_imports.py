@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "MedVLMReaderLib"
 HEAVY = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "monai", "bitsandbytes", "accelerate",
-    "numpy", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm",
+    "numpy", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm", "highdicom", "fhir", "reportlab",
+    "pynetdicom", "jsonschema",
 )  # fmt: skip
 NEVER = {"torchvision", "timm", "torchao", "kernels", "pickle", "nibabel", "slicer", "qt", "ctk"}
 
@@ -129,6 +130,20 @@ RULES = {
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
     ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
+    "structured": Rule("resources", inside="jsonschema"),
+    "listing": Rule("phantom_report reading structured", ours_inside="evaluation.findings"),
+    "report": Rule("reading session structured"),
+    "report_pdf": Rule("geometry report", inside="reportlab matplotlib fontTools"),
+    "constrained": Rule("reader reading structured study", "torch transformers regex"),
+    "export": Rule(),
+    "export.identity": Rule("dicom_slices", inside="pydicom"),
+    "export.source": Rule("dicom export export.identity reading volume", inside="pydicom"),
+    "export.*": Rule(
+        "dicom geometry heatmap pictures reading report structured volume export export.*",
+        "numpy",
+        inside="pydicom highdicom fhir pynetdicom",
+        ours_inside="report_pdf",
+    ),
     "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),

@@ -36,7 +36,7 @@ def _capture(report: Report, source: Source, words: str, pixels: Array, number: 
     from pydicom.uid import ExplicitVRLittleEndian
 
     shared_by_all = common(report, "sc", source.study_uid, number, words)
-    image = SCImage(
+    image: Any = SCImage(
         np.ascontiguousarray(pixels), "RGB", 8, "PATIENT", study_instance_uid=source.study_uid,
         patient_orientation=("L", "P"), transfer_syntax_uid=ExplicitVRLittleEndian,
         **{**shared_by_all, "instance_number": number},
