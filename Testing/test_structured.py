@@ -37,8 +37,8 @@ def test_the_fixed_sentences_are_read_and_other_models_give_sentences_alone():
 
 @pytest.mark.parametrize(
     ("wrong", "kept"),
-    [({"side": "left"}, "side"), ({"size_mm": 9}, "size_mm"), ({"organ": "liver"}, "organ"), ({"place": "upper pole"}, "place"),
-     ({"finding": "tumour"}, "finding")],
+    [({"side": "left"}, "side"), ({"size_mm": 9}, "size_mm"), ({"organ": "liver"}, "organ"),
+     ({"place": "upper pole"}, "place"), ({"finding": "tumour"}, "finding")],
 )  # fmt: skip
 def test_a_field_that_the_sentence_does_not_bear_out_is_left_empty(wrong, kept):
     (found,) = from_json(json.dumps({"findings": [ROW | wrong]}), [STONE])
@@ -75,13 +75,13 @@ class Letters:
 
 def test_whatever_the_scores_only_the_schema_comes_out():
     only = OnlyMatching(Letters(), pattern_of([STONE, 'He said "no".']), [0])
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-        scores, ids = torch.randn(1, 128, generator=generator), []
+    closing = torch.zeros(1, 128)
+    closing[0, [ord(sign) for sign in '"]}n']] = 4.0  # else random letters fill every string to its longest
+    for seed in range(2):
+        generator, ids = torch.Generator().manual_seed(seed), []
         while not ids or ids[-1]:
-            noise = torch.randn(1, 128, generator=generator)
-            ids.append(int(only(torch.tensor([ids]), scores + noise).argmax()))
-            assert len(ids) < 9000
+            ids.append(int(only(torch.tensor([ids]), torch.randn(1, 128, generator=generator) + closing).argmax()))
+            assert len(ids) < 2000
         written = json.loads(Letters().decode(ids))
         jsonschema.validate(written, schema())
         assert all(row["sentence"] in (STONE, 'He said "no".') for row in written["findings"])
