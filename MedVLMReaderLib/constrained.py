@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import regex
@@ -27,6 +28,8 @@ REQUEST = (
 MOST_ROWS = 20
 NEARBY = 256
 """Tokens tried by their score before all are."""
+KEPT = 16
+"""Allowed tokens that are left to choose from, the likeliest ones."""
 _LETTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])'
 
 
@@ -90,7 +93,7 @@ class OnlyMatching(LogitsProcessor):
         return only
 
     def _allowed(self, written: list[int], tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if self._may_follow(written, token)]
+        return list(islice((token for token in tokens if self._may_follow(written, token)), KEPT))
 
     def _any(self, written: list[int], tokens: Sequence[int]) -> list[int]:
         first = next((token for token in tokens if self._may_follow(written, token)), None)

@@ -73,7 +73,8 @@ class Letters:
         return "".join(chr(one) for one in ids if one)
 
 
-def test_whatever_the_scores_only_the_schema_comes_out():
+def test_whatever_the_scores_only_the_schema_comes_out(monkeypatch):
+    monkeypatch.setattr("MedVLMReaderLib.constrained.MOST_ROWS", 2)
     only = OnlyMatching(Letters(), pattern_of([STONE, 'He said "no".']), [0])
     closing = torch.zeros(1, 128)
     closing[0, [ord(sign) for sign in '"]}n']] = 4.0  # else random letters fill every string to its longest
