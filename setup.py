@@ -25,6 +25,7 @@ BASE = [
 MODELS = [
     "torch>=2.10",
     "transformers>=5.5,<6",
+    "regex>=2024.4",
     "tokenizers>=0.22",
     "huggingface_hub>=2.0,<3",
     "safetensors>=0.6",
@@ -43,12 +44,21 @@ TRAINING = [
     "tensorboard>=2.20",
 ]
 QUANTISED = ["bitsandbytes>=0.49", "accelerate>=1.10"]
+# Reports as PDF, DICOM and FHIR, and sending them
+EXPORT = [
+    "highdicom>=0.28",
+    "fhir.resources>=8.0",
+    "reportlab>=4.2",
+    "pynetdicom>=3.0",
+    "jsonschema>=4.21",
+    "fonttools>=4.50",
+]
 # Many studies: tables, a cluster, a DICOMweb server
 BATCH = ["pyarrow>=18", "fsspec>=2025.3", "ray>=2.50", "dicomweb-client>=0.60"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
 # Tests of the Slicer module without Slicer's desktop
 SLICER_TESTS = ["slicer-core>=5.13", "PySide6-Essentials>=6.9"]
-TEST += [*QUANTISED, *BATCH, *TRAINING, *SLICER_TESTS]
+TEST += [*QUANTISED, *BATCH, *TRAINING, *EXPORT, *SLICER_TESTS, "pypdfium2>=5"]
 
 setup(
     name="medvlmreader",
@@ -71,10 +81,11 @@ setup(
         "models": MODELS,
         "quantised": [*MODELS, *QUANTISED],
         "batch": BATCH,
-        "test": TEST,
+        "export": EXPORT,
         "training": [*MODELS, *TRAINING],
-        "all": [*MODELS, *QUANTISED, *BATCH, *TRAINING],
+        "all": [*MODELS, *QUANTISED, *BATCH, *EXPORT, *TRAINING],
         "slicer-tests": SLICER_TESTS,
+        "test": TEST,
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

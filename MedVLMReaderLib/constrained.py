@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import regex
@@ -28,6 +28,8 @@ REQUEST = (
 MOST_ROWS = 20
 NEARBY = 256
 """Tokens tried by their score before all are."""
+KEPT = 16
+"""Allowed tokens that are left to choose from, the likeliest ones."""
 _LETTER = r'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])'
 
 
@@ -67,7 +69,7 @@ def pattern_of(sentences: Sequence[str]) -> str:
     return pattern(narrowed)
 
 
-class OnlyMatching(LogitsProcessor):  # type: ignore[misc]
+class OnlyMatching(LogitsProcessor):
     """Leaves only tokens with which the text can still become a match, and the end once it is one."""
 
     def __init__(self, tokenizer: Any, expression: str, ends: Sequence[int], begin: int = 0) -> None:
@@ -91,7 +93,7 @@ class OnlyMatching(LogitsProcessor):  # type: ignore[misc]
         return only
 
     def _allowed(self, written: list[int], tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if self._may_follow(written, token)]
+        return list(islice((token for token in tokens if self._may_follow(written, token)), KEPT))
 
     def _any(self, written: list[int], tokens: Sequence[int]) -> list[int]:
         first = next((token for token in tokens if self._may_follow(written, token)), None)
@@ -136,4 +138,4 @@ def _last(parts: Iterator[str | Reading]) -> Reading:
     *_, last = parts
     if isinstance(last, str):
         raise RuntimeError("The reader ended without a reading.")
-    return replace(last)
+    return last

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "MedVLMReaderLib"
 HEAVY = (
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "monai", "bitsandbytes", "accelerate",
-    "numpy", "vtkmodules", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm",
+    "numpy", "vtkmodules", "scipy", "SimpleITK", "pydicom", "gdcm", "matplotlib", "PIL", "tqdm", "highdicom", "fhir",
+    "reportlab", "pynetdicom", "jsonschema",
 )  # fmt: skip
 NEVER = {"torchvision", "timm", "torchao", "kernels", "pickle", "nibabel", "slicer", "qt", "ctk"}
 
@@ -184,6 +185,20 @@ RULES = {
         "geometry cases evaluation evaluation.*", "numpy", "monai torch", ours_inside="reader training.prepared"
     ),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
+    "structured": Rule("resources", inside="jsonschema"),
+    "listing": Rule("phantom_report reading structured", ours_inside="evaluation.findings"),
+    "report": Rule("reading session structured"),
+    "report_pdf": Rule("geometry report", inside="reportlab matplotlib fontTools"),
+    "constrained": Rule("reader reading structured study", "torch transformers regex"),
+    "export": Rule(),
+    "export.identity": Rule("dicom_slices", inside="pydicom"),
+    "export.source": Rule("dicom export export.identity reading volume", inside="pydicom"),
+    "export.*": Rule(
+        "dicom geometry heatmap pictures reading report structured volume export export.*",
+        "numpy",
+        inside="pydicom highdicom fhir pynetdicom",
+        ours_inside="report_pdf",
+    ),
     "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),

@@ -36,7 +36,7 @@ def _capture(report: Report, source: Source, words: str, pixels: Array, number: 
     from pydicom.uid import ExplicitVRLittleEndian
 
     shared_by_all = common(report, "sc", source.study_uid, number, words)
-    image = SCImage(
+    image: Any = SCImage(
         np.ascontiguousarray(pixels), "RGB", 8, "PATIENT", study_instance_uid=source.study_uid,
         patient_orientation=("L", "P"), transfer_syntax_uid=ExplicitVRLittleEndian,
         **{**shared_by_all, "instance_number": number},
@@ -47,6 +47,8 @@ def _capture(report: Report, source: Source, words: str, pixels: Array, number: 
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.ConversionType = "WSD"
     image.Laterality = None
+    moment = local(report.provenance.created)
+    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
     image.DerivationDescription = f"Heatmap of {report.provenance.model} over three planes. {ATTENTION}"[:1024]
     image.ImageComments = f"{BANNER}. {ATTENTION} {words}".replace("\n", "\r\n")[:10240]
     image.SourceImageSequence = references(source.headers)

@@ -13,7 +13,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.export.made import SCHEME, common, device, local, short, stamp, uid
 from MedVLMReaderLib.export.source import Source
 from MedVLMReaderLib.report import BANNER, UNSIGNED, Edit, Provenance, Report, Section
-from MedVLMReaderLib.structured import StructuredFinding
+from MedVLMReaderLib.structured import Laterality, StructuredFinding
 
 Code = tuple[str, str, str]
 TITLES: dict[str, Code] = {"CT": ("18747-6", "LN", "CT Report"), "MR": ("18755-9", "LN", "MRI Report")}
@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[Code, Code]] = {
     "History": (("121060", "DCM", "History"), ("121060", "DCM", "History")),
 }
 """Heading: its code as a section (CID 7001) and that of the text in it (CID 7002)."""
-SIDES = {
+SIDES: dict[Laterality, Code] = {
     "right": ("24028007", "SCT", "Right"), "left": ("7771000", "SCT", "Left"),
     "both": ("51440002", "SCT", "Right and left"),
 }  # fmt: skip
@@ -261,6 +261,9 @@ def _find(items: Sequence[Any], value: str) -> Any:
 _HEADING_OF = {outer[0]: heading for heading, (outer, _) in SECTIONS.items()}
 
 
+_SIDE_OF = {code[0]: side for side, code in SIDES.items()}
+
+
 def _is_section(item: Any) -> bool:
     if item.ValueType != "CONTAINER":
         return False
@@ -307,7 +310,7 @@ def _read_finding(item: Any) -> StructuredFinding:
     chosen = side and str(side.ConceptCodeSequence[0].CodeValue)
     return StructuredFinding(
         _value(item), texts.get("finding"), texts.get("organ"),
-        next((name for name, code in SIDES.items() if code[0] == chosen), None),  # type: ignore[arg-type]
+        _SIDE_OF.get(chosen or ""),
         None if size is None else float(size.MeasuredValueSequence[0].NumericValue), texts.get("place"),
         None if supported is None else str(supported.ConceptCodeSequence[0].CodeValue) == YES[0],
     )  # fmt: skip
