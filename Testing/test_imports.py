@@ -114,6 +114,8 @@ RULES = {
     ),
     "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
+    "training.objectives": Rule("", "torch", "ot"),
+    "training.engine": Rule("", "torch transformers safetensors"),
     "training.prepared": Rule("geometry volume block cases files phantom", "numpy", "PIL"),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
