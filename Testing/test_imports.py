@@ -142,6 +142,7 @@ RULES = {
     "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
+    "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),

@@ -1,7 +1,7 @@
 """The engine of the papers' trainings: transformers' Trainer on one CPU, one GPU, or many by `accelerate launch`.
 
-A training is a network that gives the parts of its loss for a batch, rows to draw batches from, and settings. It goes on
-from its last whole checkpoint with the same random numbers, so a kill changes nothing in the curve.
+A training is a network that gives the parts of its loss for a batch, rows to draw batches from, and settings. It goes
+on from its last whole checkpoint with the same random numbers, so a kill changes nothing in the curve.
 """
 
 # ruff: noqa: ARG002 -- signatures are the Trainer's
@@ -86,9 +86,9 @@ def fit(
 ) -> bool:
     """Train until the steps are done; False where the minutes ran out first (call again to go on).
 
-    `network(**batch)` gives the parts of the loss by name; `batch["name"]` stays here. In `folder`: log.jsonl, files for
-    TensorBoard, checkpoints, and at the end model.safetensors. Raises ReaderError where loss or gradient is no number,
-    with the batch; the last good checkpoint stays.
+    `network(**batch)` gives the parts of the loss by name; `batch["name"]` stays here. In `folder`: log.jsonl, files
+    for TensorBoard, checkpoints, and at the end model.safetensors. Raises ReaderError where loss or gradient is no
+    number, with the batch; the last good checkpoint stays.
     """
     set_seed(settings.seed)
     last = last_checkpoint(folder)
@@ -135,7 +135,8 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         max_grad_norm=settings.clip, bf16=settings.precision == "bf16", save_steps=settings.save_every,
         save_total_limit=2, logging_steps=settings.log_every, logging_nan_inf_filter=False, seed=settings.seed,
         use_cpu=settings.cpu, report_to=["tensorboard"], disable_tqdm=True, remove_unused_columns=False,
-        ddp_backend="gloo" if settings.cpu and several else None, ddp_find_unused_parameters=not settings.gradient_checkpointing,
+        ddp_backend="gloo" if settings.cpu and several else None,
+        ddp_find_unused_parameters=not settings.gradient_checkpointing,
         dataloader_drop_last=True, dataloader_num_workers=0, dataloader_pin_memory=not settings.cpu,
     )  # fmt: skip
 
