@@ -253,12 +253,12 @@ def _train(commands: Commands) -> None:
         "train export --runs runs --out my-model",
         "train Resources/training/made-siglip.toml --out runs/siglip",
     )  # fmt: skip
-    command.add_argument("stage", nargs="?", metavar="STAGE", help="data, encoder, features, language, words, export; or a .toml file")
+    command.add_argument("stage", nargs="?", metavar="STAGE", help="a stage of the list, or a .toml file")
     command.add_argument("--runs", type=Path, metavar="DIR", help="where everything is kept")
     command.add_argument("--minutes", type=_minutes, default=75.0, help="stop after so long, keeping all (default: 75)")
     command.add_argument("--studies", type=_count, metavar="N", help="made studies to learn from (default: 3000)")
     command.add_argument("--trial", action="store_true", help="a few steps on a few studies: does it run here?")
-    command.add_argument("--out", type=Path, metavar="DIR", help="of export: folder for the model; of a file: of the run")
+    command.add_argument("--out", type=Path, metavar="DIR", help="of export: the model; of a file: the run")
 
 
 def _calibrate(commands: Commands) -> None:
