@@ -217,6 +217,17 @@ def _classify(commands: Commands) -> None:
     _pair(command)
 
 
+def _segment(commands: Commands) -> None:
+    command = _add(
+        commands, "segment", "segment:segment", "mark what a trained segmenter finds in a study",
+        "Writes a label map with the study's own voxels, and prints each class with its volume and centre.",
+        "segment chest.nii.gz --model my-segmenter --out labels.nii.gz",
+    )  # fmt: skip
+    _study(command)
+    command.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of a trained segmenter")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".nii.gz, .nrrd or .mha")
+
+
 def _check(commands: Commands) -> None:
     command = _add(
         commands, "check", "check:check", "read the shipped sample and compare with the shipped result",
@@ -309,7 +320,7 @@ def _evaluate(commands: Commands) -> None:
 
 
 _ALL = (
-    _models, _read, _ask, _chat, _heatmap, _preview, _search, _classify, _check, _phantom, _train, _calibrate,
+    _models, _read, _ask, _chat, _heatmap, _preview, _search, _classify, _segment, _check, _phantom, _train, _calibrate,
     _evaluate,
 )  # fmt: skip
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.cli import main
+from MedVLMReaderLib.files import read
 from MedVLMReaderLib.models import segmenter
 from MedVLMReaderLib.models.med3d_insight import Med3DInsight, Sizes
 from MedVLMReaderLib.models.pyramid import Classifier, EncoderSizes, Segmenter
@@ -108,6 +110,23 @@ def test_a_thing_is_marked_where_it_lies_whatever_the_storage_order() -> None:
         back = at_voxels((pictures.values > 0.5).astype(np.uint8), pictures.grid, stored.grid)
         overlap = ((back > 0) & (stored.values > 0)).sum() * 2 / ((back > 0).sum() + (stored.values > 0).sum())
         assert overlap > 0.8
+
+
+def test_the_command_writes_a_label_map_and_says_what_it_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model().save(tmp_path / "model")
+    scan().save(tmp_path / "scan.nii.gz")
+    command = ["segment", str(tmp_path / "scan.nii.gz"), "--model", str(tmp_path / "model"), "--out"]
+    assert main([*command, str(tmp_path / "labels.nii.gz"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    labels = read(tmp_path / "labels.nii.gz")
+    assert labels.grid.same_as(scan().grid, 1e-2)
+    names = {("background", "liver", "stone")[n] for n in np.unique(labels.values) if n}
+    assert {one["name"] for one in told["found"]} == names
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no")
+    assert main([*command, str(tmp_path / "labels.nii.gz")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
