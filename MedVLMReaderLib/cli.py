@@ -263,6 +263,17 @@ def _classify(commands: Commands) -> None:
     _pair(command)
 
 
+def _segment(commands: Commands) -> None:
+    command = _add(
+        commands, "segment", "segment:segment", "mark what a trained segmenter finds in a study",
+        "Writes a label map with the study's own voxels, and prints each class with its volume and centre.",
+        "segment chest.nii.gz --model my-segmenter --out labels.nii.gz",
+    )  # fmt: skip
+    _study(command)
+    command.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of a trained segmenter")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".nii.gz, .nrrd or .mha")
+
+
 def _check(commands: Commands) -> None:
     command = _add(
         commands, "check", "check:check", "read the shipped sample and compare with the shipped result",
@@ -291,18 +302,20 @@ def _phantom(commands: Commands) -> None:
 
 def _train(commands: Commands) -> None:
     command = _add(
-        commands, "train", "training:train", "train the built-in model on made studies, stage by stage",
-        "Without STAGE: lists the stages. Each goes on where it was stopped.",
+        commands, "train", "training:train", "train the built-in model on made studies, stage by stage, or by a file",
+        "Without STAGE: lists the stages. Each goes on where it was stopped. A file that ends in .toml trains as one\n"
+        "of the papers does (docs/training.md), in the folder of --out.",
         "train",
         "train encoder --runs runs --minutes 60",
         "train export --runs runs --out my-model",
+        "train Resources/training/made-siglip.toml --out runs/siglip",
     )  # fmt: skip
-    command.add_argument("stage", nargs="?", metavar="STAGE", help="data, encoder, features, language, words or export")
+    command.add_argument("stage", nargs="?", metavar="STAGE", help="a stage of the list, or a .toml file")
     command.add_argument("--runs", type=Path, metavar="DIR", help="where everything is kept")
     command.add_argument("--minutes", type=_minutes, default=75.0, help="stop after so long, keeping all (default: 75)")
     command.add_argument("--studies", type=_count, metavar="N", help="made studies to learn from (default: 3000)")
     command.add_argument("--trial", action="store_true", help="a few steps on a few studies: does it run here?")
-    command.add_argument("--out", type=Path, metavar="DIR", help="of export: folder for the model")
+    command.add_argument("--out", type=Path, metavar="DIR", help="of export: the model; of a file: the run")
 
 
 def _calibrate(commands: Commands) -> None:
@@ -382,8 +395,8 @@ def _export(commands: Commands) -> None:
 
 
 _ALL = (
-    _models, _read, _ask, _chat, _batch, _index, _heatmap, _preview, _search, _classify, _check, _phantom, _train,
-    _calibrate, _evaluate, _export,
+    _models, _read, _ask, _chat, _batch, _index, _heatmap, _preview, _search, _classify, _segment, _check, _phantom,
+    _train, _calibrate, _evaluate, _export,
 )  # fmt: skip
 
 

@@ -162,6 +162,8 @@ RULES = {
     ),
     "fidelity": Rule("memory reader study volume weights", "torch"),
     "training": Rule(),
+    "training.objectives": Rule("", "torch", "ot"),
+    "training.engine": Rule("", "torch transformers safetensors"),
     "training.prepared": Rule("geometry volume block cases files phantom", "numpy", "PIL"),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
@@ -202,6 +204,7 @@ RULES = {
     "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
+    "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),

@@ -38,9 +38,17 @@ def train(arguments: Namespace) -> None:
     if arguments.stage is None:
         _list(arguments)
         return
+    if arguments.stage.endswith(".toml"):
+        from MedVLMReaderLib.commands.recipes import train_by_file
+
+        _say(arguments, train_by_file(arguments))
+        return
     _check(arguments)
     loaded_packages()
-    finished = _export(arguments) if arguments.stage == "export" else _run(arguments)
+    _say(arguments, _export(arguments) if arguments.stage == "export" else _run(arguments))
+
+
+def _say(arguments: Namespace, finished: bool) -> None:
     if arguments.json:
         say_json({"stage": arguments.stage, "finished": finished})
     elif finished:

@@ -1,0 +1,72 @@
+"""`train FILE.toml` from the command line: it trains, goes on, and says what a file has that does not exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from MedVLMReaderLib import retrieval
+from MedVLMReaderLib.cli import main
+from MedVLMReaderLib.commands.recipes import read_recipe
+
+SHIPPED = Path(__file__).resolve().parents[2] / "Resources" / "training"
+TINY = """
+system = "siglip"
+[data]
+seeds = [3, 5]
+[model]
+vision = "nano"
+shape = [32, 64, 64]
+width = 16
+text_width = 64
+text_hidden = 32
+text_layers = 1
+text_heads = 1
+positions = 128
+[training]
+steps = 2
+batch = 2
+log_every = 1
+cpu = true
+"""
+
+
+def test_a_file_trains_a_pair_that_the_reader_loads_and_a_second_call_has_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = ["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert "finished" in capsys.readouterr().out
+    assert retrieval.load(tmp_path / "run" / "model").recipe.shape == (32, 64, 64)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert main(command) == 0
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
+    from MedVLMReaderLib.training.engine import Settings
+
+    assert Settings.from_table(read_recipe(path)["training"]).steps > 100
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("log_every", "log_evry", "the key 'log_evry', which does not exist"),
+        ("[data]", "[data]\nshuffle = 1", "the key 'shuffle', which does not exist"),
+        ("[model]", "[network]", "the key 'network', which does not exist"),
+        ('"siglip"', '"clip"', "the system 'clip'. Known: siglip"),
+        ("seeds = [3, 5]", "", "a data set (cases) or made studies (seeds)"),
+        ('"nano"', '"huge"', "the vision encoder 'huge'"),
+        ("[data]", "[data", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace(old, new))
+    assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 1
+    assert said in capsys.readouterr().err
