@@ -28,6 +28,11 @@ RELEVANCE_SEED, ATTENTION_SEED, SEED = 582, 518, 518
 two by attention. They show that a map can follow the image, not how often it does; `calibrate --table` tells that."""
 
 
+UNJUDGED = pytest.mark.xfail(
+    reason="not yet judged on this study with the built-in model", raises=(AssertionError, ReaderError)
+)
+
+
 def reader_or_skip() -> Reader:
     try:
         return load("built-in")
