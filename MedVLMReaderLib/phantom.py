@@ -17,7 +17,7 @@ from MedVLMReaderLib.anatomy import HALF_HEIGHT, LABELS, Anatomy, Paint, made_an
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.planting import KINDS, Planted, acquired, planted, sided
 from MedVLMReaderLib.shapes import Blob, Crescent, Shape
-from MedVLMReaderLib.truth import STRUCTURES, Finding, Phase, Side, Truth
+from MedVLMReaderLib.truth import STRUCTURES, Finding, Phase, Side, Truth, other_side
 from MedVLMReaderLib.volume import PLANES, PlaneName, Volume
 
 __all__ = ["LABELS", "Study", "made_outline", "made_study", "made_truth", "write"]
@@ -93,7 +93,7 @@ def write(study: Study, folder: Path) -> None:
 
 
 _MIRRORED_LABELS = np.array(
-    [LABELS.index(" ".join({"right": "left", "left": "right"}.get(w, w) for w in name.split())) for name in LABELS],
+    [LABELS.index(other_side(name)) for name in LABELS],
     np.uint8,
 )
 

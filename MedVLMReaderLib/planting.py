@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 
 from MedVLMReaderLib.anatomy import LABELS, Anatomy, Paint
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.shapes import Blob, Collapsed, Crescent, Lump, Shape
-from MedVLMReaderLib.truth import ORGAN_OF, Finding, Kind, Side
+from MedVLMReaderLib.truth import ORGAN_OF, Finding, Kind, Side, other_side
 from MedVLMReaderLib.volume import PlaneName
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -228,5 +228,4 @@ def _turn(rng: np.random.Generator) -> Array:
 
 def sided(side: Side, mirrored: bool) -> Side:
     """The side as it is called in the mirrored body."""
-    swapped: dict[Side, Side] = {"right": "left", "left": "right", "": ""}
-    return swapped[side] if mirrored else side
+    return cast(Side, other_side(side)) if mirrored else side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,11 @@ ORGAN_OF: dict[Kind, str] = {
     "stone": "kidney", "splenic lesion": "spleen", "fracture": "spine",
 }  # fmt: skip
 """The organ in which each kind of finding lies."""
+
+
+def other_side(text: str) -> str:
+    """A text with the words right and left exchanged; punctuation may follow them."""
+    return re.sub(r"\b(right|left)\b", lambda found: "left" if found[1] == "right" else "right", text)
 
 
 @dataclass(frozen=True)

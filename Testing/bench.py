@@ -174,7 +174,7 @@ def headline(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     heatmaps, rows = benchmarks.get("heatmaps", {}), benchmarks.get("memory", {}).get("memory_estimate")
     if {"eager_extra_mb", "heatmap_extra_mb"} <= set(heatmaps):
         figures["eager_times_heatmap_mb"] = round(
-            heatmaps["eager_extra_mb"] / max(heatmaps["heatmap_extra_mb"], 0.1), 1
+            heatmaps["eager_extra_mb"] / max(heatmaps["heatmap_extra_mb"], 0.1), 2
         )
     if rows:
         figures["memory_estimate_off"] = round(max(abs(row["off"]) for row in rows), 4)

@@ -129,6 +129,47 @@ def test_of_another_image_nothing_is_taken(reader: Reader, seen: Seen, lengths: 
     assert [length for length in lengths.read if length > 1] == [whole] * 3
 
 
+def test_another_scan_answers_as_if_nothing_had_been_kept(reader: Reader, seen: Seen, lengths: Lengths) -> None:
+    scan, ask = scan_of(2), [Message("user", QUESTIONS[0])]
+    r, a, s = (float(x) for x in scan.grid.centre)
+    other = reader.see(scan, View(400.0, 40.0, (r, a, s)))
+    assert other.key != seen.key
+    whole = reader.model.prompt(other, ask).inputs.shape[1]
+    fresh = tokens(reader, other, ask)
+    tokens(reader, seen, ask)
+    lengths.read.clear()
+    assert tokens(reader, other, ask) == fresh
+    assert lengths.read[0] == whole
+    with torch.no_grad():
+        assert reader.prefix.lent(seen.key, reader.model.prompt(seen, ask)) is None
+
+
+def eager(reader: Reader, seen: Seen, messages: list[Message], ids: list[int]) -> torch.Tensor:
+    """(layers, heads, tokens, visual tokens) of an answer, from whole matrices."""
+    prompt, decoder = reader.model.prompt(seen, messages), reader.model.decoder
+    told = decoder.get_input_embeddings()(torch.tensor(ids[:-1], dtype=torch.long))
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = decoder(
+            inputs_embeds=torch.cat([prompt.inputs, told[None].to(prompt.inputs)], 1), output_attentions=True,
+            use_cache=False, **prompt.with_answer(len(told)),
+        )  # fmt: skip
+    decoder.set_attn_implementation(before)
+    first = prompt.inputs.shape[1] - 1
+    return torch.stack([one[0, :, first : first + len(ids), list(prompt.visual_positions)] for one in out.attentions])
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "read anew"])
+def test_rows_of_readers_decoders_are_those_of_eager_attention(reader: Reader, seen: Seen, kept: bool) -> None:
+    messages = [Message("user", QUESTIONS[0])]
+    ids = tokens(reader, seen, messages)
+    with torch.no_grad():
+        lent = reader.prefix.lent(seen.key, reader.model.prompt(seen, messages)) if kept else None
+    found = attended(reader.model, seen, messages, ids, [(n, n + 1) for n in range(len(ids))], lent)
+    torch.testing.assert_close(found.weights, eager(reader, seen, messages, ids), atol=1e-3, rtol=0)
+
+
 def test_the_same_question_again_reads_one_position(reader: Reader, seen: Seen, lengths: Lengths) -> None:
     ask = [Message("user", QUESTIONS[0])]
     first = tokens(reader, seen, ask)

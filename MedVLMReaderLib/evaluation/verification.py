@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.evaluation.calibration import Case, cases
 from MedVLMReaderLib.evaluation.findings import interval
 from MedVLMReaderLib.evaluation.phantom import check_seeds
+from MedVLMReaderLib.truth import other_side
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.reader import Reader
@@ -78,18 +80,10 @@ def judged(reader: Reader, case: Case, regions: int) -> list[Judged]:
 
 def exchanged(sentence: str) -> str | None:
     """The sentence with right for left, or else with another organ; None where it has neither."""
-    sides = {"right": "left", "left": "right"}
-    for words in (sides, ORGANS):
-        parts = sentence.split(" ")
-        changed = [_swapped(part, words) for part in parts]
-        if changed != parts:
-            return " ".join(changed)
-    return None
-
-
-def _swapped(word: str, words: dict[str, str]) -> str:
-    bare = word.rstrip(".,;")
-    return words.get(bare, bare) + word[len(bare) :]
+    if (other := other_side(sentence)) != sentence:
+        return other
+    other = re.sub(r"\b(?:" + "|".join(ORGANS) + r")\b", lambda found: ORGANS[found[0]], sentence)
+    return other if other != sentence else None
 
 
 def _area(rows: Sequence[Sequence[Judged]], score: Callable[[Judged], float]) -> dict[str, Any]:

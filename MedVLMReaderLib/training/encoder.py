@@ -22,7 +22,7 @@ from MedVLMReaderLib.phantom import LABELS
 from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe, windows
 from MedVLMReaderLib.training.made_data import CLASSES, FINE, PreparedPlane, PreparedStudy
-from MedVLMReaderLib.truth import Truth
+from MedVLMReaderLib.truth import Truth, other_side
 from MedVLMReaderLib.volume import PLANES
 
 PLANE_SHARE = (0.6, 0.2, 0.2)
@@ -167,13 +167,7 @@ def _slice(
     return mirror(arrays, plane.plane) if mirrored else arrays
 
 
-def _swapped(name: str) -> str:
-    """The name with right and left exchanged."""
-    words = {"right": "left", "left": "right"}
-    return " ".join(words.get(word, word) for word in name.split(" "))
-
-
-OTHER_SIDE = np.array([CLASSES.index(_swapped(name)) for name in CLASSES])
+OTHER_SIDE = np.array([CLASSES.index(other_side(name)) for name in CLASSES])
 """Each class -> the same on the other side."""
 
 
