@@ -59,7 +59,7 @@ class Driven:
     def folder(self):
         return self.client.running.folder
 
-    def until(self, done: Callable[[], bool], seconds: float = 60.0) -> None:
+    def until(self, done: Callable[[], bool], seconds: float = 300.0) -> None:
         end = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < end, "nothing came"
