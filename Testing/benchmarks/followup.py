@@ -1,6 +1,6 @@
 """What a follow-up question costs against the first, and how soon a stop is heeded: one JSON object.
 
-A random Qwen2 decoder of 0.5 B behind 512 visual tokens; the encoder is on neither side. `prefill_stop_s` is the
+A random Qwen2 decoder of 0.5 B behind 512 visual tokens; the encoder is on neither side. `prefill_stop_s`: the longest
 longest wait of a stop that was asked for while the prompt was being read. Exits with 1 where a target is missed.
 `python -m Testing.benchmarks.followup`
 """
