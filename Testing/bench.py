@@ -100,7 +100,7 @@ def costs(scratch: Path) -> list[Cost]:
 
 BENCHMARKS = {
     "dcformer": (), "loading": ("--json",), "followup": (), "heatmaps": (), "stopping": (), "memory": ("--json",),
-    "fidelity": ("--json",),
+    "fidelity": ("--json",), "worker": (), "view": (), "batch": (),
 }  # fmt: skip
 """Modules of Testing.benchmarks, and how each prints one JSON object."""
 
@@ -141,6 +141,11 @@ TARGETS = (
     Target("words_after_stop", "stopping", most=1),
     Target("memory_estimate_off", "memory", most=0.15),
     Target("int8_top_1", "fidelity", least=0.9),
+    Target("crash_to_message_s", "worker", most=1),
+    Target("gap_p99_ms", "view", most=50),
+    Target("click_to_overlay_s.median", "view", most=0.4),
+    Target("overhead", "batch", most=0.05),
+    Target("pipelining_gain", "batch", least=0.15),
 )
 
 
@@ -170,7 +175,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def headline(benchmarks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Every figure of TARGETS; None where it was not measured."""
-    figures = {one.name: benchmarks.get(one.benchmark, {}).get(one.name) for one in TARGETS}
+    figures = {one.name: _at(benchmarks.get(one.benchmark, {}), one.name) for one in TARGETS}
     heatmaps, rows = benchmarks.get("heatmaps", {}), benchmarks.get("memory", {}).get("memory_estimate")
     if {"eager_extra_mb", "heatmap_extra_mb"} <= set(heatmaps):
         figures["eager_times_heatmap_mb"] = round(

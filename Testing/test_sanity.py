@@ -23,13 +23,12 @@ from MedVLMReaderLib.reader import Options, Reader, load
 from MedVLMReaderLib.reading import Reading
 from Testing.tiny_m3d import write_tiny_m3d
 
-RELEVANCE_SEED, ATTENTION_SEED, SEED = 582, 518, 518
-"""Studies of one liver lesion. Of five studies tried, those on which the peak hit both masks: one of five by relevance,
-two by attention. They show that a map can follow the image, not how often it does; `calibrate --table` tells that."""
+SEED, SEEDS = 518, (518, 554, 556, 582, 587)
+"""Studies of one liver lesion."""
 
 
 UNJUDGED = pytest.mark.xfail(
-    reason="not yet judged on this study with the built-in model", raises=(AssertionError, ReaderError)
+    reason="the built-in model's heatmaps do not localise well enough yet", raises=(AssertionError, ReaderError)
 )
 
 
@@ -86,16 +85,21 @@ def test_with_randomised_weights_the_map_falls_apart(built_in, method):
     assert abs(found[-1]) <= 0.2
 
 
+def on_the_finding(reader: Reader, study: Study, method: str) -> bool:
+    """Whether the peak of the finding's sentence lies within its mask, grown by one cell."""
+    reading, words = forced(reader, study, method)
+    peak = reading.heatmap(words).peak()[None]
+    return bool(within_a_cell(peak, study.masks[0], study.volume.grid, reading.grids[0])[0])
+
+
+@UNJUDGED
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "seed"), [("relevance", RELEVANCE_SEED), ("attention", ATTENTION_SEED)])
-def test_mirrored_anatomy_moves_the_peak_into_the_mirrored_mask(built_in, method, seed):
-    hits = 0
-    for mirrored in (False, True):
-        study = made_study(seed, mirrored=mirrored)
-        reading, words = forced(built_in, study, method)
-        peak = reading.heatmap(words).peak()[None]
-        hits += bool(within_a_cell(peak, study.masks[0], study.volume.grid, reading.grids[0])[0])
-    assert hits == 2
+@pytest.mark.parametrize("method", ["relevance", "attention"])
+def test_mirrored_anatomy_moves_the_peak_into_the_mirrored_mask(built_in, method):
+    right = [seed for seed in SEEDS if on_the_finding(built_in, made_study(seed), method)]
+    assert len(right) > len(SEEDS) / 2
+    mirrored = [on_the_finding(built_in, made_study(seed, mirrored=True), method) for seed in right]
+    assert np.mean(mirrored) >= 0.9
 
 
 @UNJUDGED

@@ -125,7 +125,7 @@ def main() -> int:
         "click": found["click_to_overlay_s"]["median"] <= CLICK_S,
         "no message": found["message"] == "",
     }
-    print(json.dumps({**found, "reached": reached}, indent=1))
+    print(json.dumps({**found, "reached": reached}))
     return 0 if all(reached.values()) else 1
 
 
