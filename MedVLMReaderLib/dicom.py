@@ -21,8 +21,8 @@ from MedVLMReaderLib.volume import Modality, PlaneName, Volume
 from MedVLMReaderLib.voxels import MIN_SLICES, finite, joined
 
 __all__ = [
-    "Series", "SeriesFiles", "Stack", "by_series", "check_readable", "depths", "is_dicom", "list_series", "parts",
-    "read_series", "series_files", "volume_of", "with_damaged",
+    "Series", "SeriesFiles", "Stack", "by_series", "check_readable", "depths", "files_of", "is_dicom", "list_series",
+    "parts", "read_series", "series_files", "volume_of", "with_damaged",
 ]  # fmt: skip
 
 
@@ -93,14 +93,22 @@ def series_files(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles,
     if isinstance(place, str | Path):
         stacks = _stacks(Path(place).expanduser(), None)[0]
     else:
-        paths = [Path(path) for path in place]
-        for path in paths:
-            check_readable(path)
-        slices = [one for path in paths for one in _slices_or_none(path)[0] or []]
-        stacks = [stack for group in by_series(slices) for stack in parts(group)]
+        for path in place:
+            check_readable(Path(path))
+        stacks = [stack for group in by_series(_listed(place)) for stack in parts(group)]
     if not stacks:
         raise ReaderError("None of the files is a slice of a DICOM scan. Choose the files of the series that was read.")
     return tuple(_with_files(stack) for stack in sorted(stacks, key=_by_number))
+
+
+def files_of(place: str | Path | Sequence[str | Path], uid: str) -> tuple[Path, ...]:
+    """Every file under a folder, or among a list, that says it is of a series: of whatever patient or part."""
+    slices = _found(Path(place).expanduser()).slices if isinstance(place, str | Path) else _listed(place)
+    return tuple(dict.fromkeys(one.path for one in slices if one.header.uid == uid))
+
+
+def _listed(paths: Sequence[str | Path]) -> list[Slice]:
+    return [one for path in paths for one in _slices_or_none(Path(path))[0] or []]
 
 
 def _with_files(stack: Stack) -> SeriesFiles:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib import ReaderError, dicom
 from MedVLMReaderLib.dicom import SeriesFiles, check_readable, is_dicom, series_files
 from MedVLMReaderLib.export.identity import ALWAYS, PATIENT, STUDY, check_same, header, identity_of, unvalidated
 from MedVLMReaderLib.reading import Reading
@@ -54,7 +54,11 @@ def source_of(reading: Reading, place: str | Path | Sequence[str | Path]) -> Sou
     keys = [str(key) for key in reading.preparation.get("sources", [])]
     parts = [_by_key(found, key, reading) for key in keys] if keys else [_by_geometry(found, reading)]
     volume = parts[0].volume()
-    _check_reading(volume, reading)
+    try:
+        _check_reading(volume, reading)
+    except ReaderError:
+        check_same([header(path) for path in dicom.files_of(place, parts[0].series.uid)])
+        raise  # not because slices of somebody else stand among them
     headers = [[header(path) for path in part.files] for part in parts]
     check_same(headers[0])
     for more in headers[1:]:

@@ -333,4 +333,5 @@ class Decoder(nn.Module):
             inputs["deepstack_visual_embeds"] = list(deeper)
         out = self.body(**inputs)
         hidden = out.last_hidden_state[:, -logits_to_keep:]
-        return CausalLMOutputWithPast(logits=self.head(hidden), past_key_values=out.past_key_values)
+        scores = self.head(hidden)
+        return CausalLMOutputWithPast(logits=scores, past_key_values=out.past_key_values, attentions=out.attentions)
