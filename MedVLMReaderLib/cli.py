@@ -346,11 +346,13 @@ def _evaluate(commands: Commands) -> None:
         "evaluate report --seeds 900000-900099 --answers answers.jsonl",
     )  # fmt: skip
     command.add_argument(
-        "what", choices=["phantom", "verification", "retrieval", "report", "vqa", "segmentation"],
-        help="phantom: made studies; verification: whether it tells true sentences from exchanged ones",
+        "what", choices=["phantom", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
+        help="phantom: made studies; verification: whether it tells true sentences from exchanged ones; domain: "
+        "whether it flags scans that it has not learned to read",
     )  # fmt: skip
     command.add_argument("--seeds", type=_seeds, metavar="A-B", help="made studies, both ends included")
     command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
+    command.add_argument("--scans", type=Path, nargs="+", metavar="SCAN", help="of domain: scans that it should flag")
     command.add_argument("--cases", type=Path, metavar="FILE", help="a data set instead of made studies")
     command.add_argument("--root", type=Path, metavar="DIR", help="where its paths start (default: beside it)")
     command.add_argument("--split", default="", metavar="NAME", help="of M3D_Cap.json: the part to use")

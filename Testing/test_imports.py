@@ -182,6 +182,7 @@ RULES = {
     "evaluation.verification": Rule(
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
     ),
+    "evaluation.domain": Rule("geometry volume study phantom", "numpy", ours_inside="reader"),
     "evaluation.language": Rule(inside="bert_score nltk rouge_score sacrebleu torch"),
     "evaluation.papers": Rule(
         "geometry cases evaluation evaluation.*", "numpy", "monai torch", ours_inside="reader training.prepared"

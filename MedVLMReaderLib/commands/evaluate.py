@@ -23,9 +23,27 @@ def evaluate(arguments: Namespace) -> None:
 
         _tell(measured(arguments), arguments)
         return
+    if arguments.what == "domain":
+        _tell(_domain(arguments), arguments)
+        return
     if arguments.seeds is None:
         raise ReaderError(f"Name the made studies for '{arguments.what}': --seeds A-B.")
     _tell(_made(arguments), arguments)
+
+
+def _domain(arguments: Namespace) -> Mapping[str, Any]:
+    """Which scans the model says it has not learned to read."""
+    if not arguments.scans:
+        raise ReaderError("Name the scans that the model should flag: --scans SCAN SCAN ...")
+    from tqdm import tqdm
+
+    from MedVLMReaderLib.evaluation import domain
+    from MedVLMReaderLib.files import read
+
+    scans = [read(path) for path in arguments.scans]
+    with tqdm(total=len(scans), desc="Scans", disable=None, leave=False) as bar:
+        reader = loaded(arguments.model, arguments)
+        return domain.evaluate(reader, scans, lambda done: bar.update(done - bar.n))
 
 
 def _made(arguments: Namespace) -> Mapping[str, Any]:
