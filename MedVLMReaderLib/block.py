@@ -6,15 +6,14 @@ scan to 0 to 1, cut to what is not black, stretched to a fixed shape. No millime
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Shape
+from MedVLMReaderLib.plain import Plain
 from MedVLMReaderLib.volume import PLANES, PlaneName, View, Volume, windowed
 
 LARGEST = 1024
@@ -22,7 +21,7 @@ LARGEST = 1024
 
 
 @dataclass(frozen=True)
-class BlockRecipe:
+class BlockRecipe(Plain):
     """How a volume becomes a block."""
 
     shape: Shape
@@ -44,15 +43,6 @@ class BlockRecipe:
             raise ValueError(f"window_ct {self.window_ct} with percentiles {self.percentiles}")
         if not 0 <= self.foreground < 1 or self.plane not in (None, *PLANES):
             raise ValueError(f"foreground {self.foreground} with plane {self.plane}")
-
-    @property
-    def key(self) -> str:
-        """Hash of the recipe."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for json.dumps."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> BlockRecipe:

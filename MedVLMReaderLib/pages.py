@@ -6,16 +6,15 @@ pixels, three grey windows as red, green and blue for CT (as MedGemma 1.5 learne
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Grid
+from MedVLMReaderLib.plain import Plain
 from MedVLMReaderLib.volume import PLANES, PlaneName, View, Volume, planes, resampled
 
 MEDGEMMA_WINDOWS = ((-1024.0, 1024.0), (-135.0, 215.0), (0.0, 80.0))
@@ -24,7 +23,7 @@ MOST_SLICES, LARGEST_SIDE = 1000, 4096
 
 
 @dataclass(frozen=True)
-class PageRecipe:
+class PageRecipe(Plain):
     """How a study becomes pictures."""
 
     most: int = 85
@@ -50,15 +49,6 @@ class PageRecipe:
             raise ValueError(f"plane {self.plane} with percentiles {self.percentiles}")
         if len(self.windows_ct) != 3 or not all(black < full for black, full in self.windows_ct):
             raise ValueError(f"windows_ct {self.windows_ct}: three windows, each (black, full) with black below full")
-
-    @property
-    def key(self) -> str:
-        """Hash of the recipe."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for json.dumps."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> PageRecipe:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Grid
+from MedVLMReaderLib.plain import Plain
 from MedVLMReaderLib.volume import PLANES, Modality, PlaneName, Volume, resampled
 
 AIR_HU = -1024.0
@@ -19,7 +18,7 @@ LARGEST_PICTURE, SMALLEST_MM = 4096, 0.1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Plain):
     """How a volume becomes stacks of square pictures, each plane the way a person looks at it."""
 
     size: int
@@ -43,15 +42,6 @@ class Recipe:
             raise ValueError(f"{len(self.windows_ct)} windows_ct with {len(self.windows_mr)} windows_mr")
         if not all(low < high for low, high in (*self.windows_ct, *self.windows_mr)):
             raise ValueError("a window that ends before it begins")
-
-    @property
-    def key(self) -> str:
-        """Hash of the recipe."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for json.dumps."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Recipe:
