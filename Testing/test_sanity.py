@@ -102,7 +102,6 @@ def test_mirrored_anatomy_moves_the_peak_into_the_mirrored_mask(built_in, method
     assert np.mean(mirrored) >= 0.9
 
 
-@UNJUDGED
 @pytest.mark.slow
 def test_a_blank_volume_spreads_over_half_of_all_cells(built_in):
     study = made_study(SEED)
