@@ -58,7 +58,7 @@ def _middles(first: Sequence[int] | Array) -> Array:
     """The quantile in the middle of those that share a value, from the index of the first of each."""
     ends = np.append(np.asarray(first)[1:], len(QUANTILES)) - 1
     middles = (QUANTILES[np.asarray(first)] + QUANTILES[ends]) / 2
-    middles[0], middles[-1] = (0.0 if ends[0] == 0 else middles[0]), 1.0
+    middles[-1] = 1.0
     return np.asarray(middles)
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from MedVLMReaderLib.planting import sided
 from MedVLMReaderLib.truth import ORGAN_OF, STRUCTURES, Finding, Side
 
 Span = tuple[int, int]
@@ -24,7 +25,6 @@ Row = TypeVar("Row")
 SIDED = frozenset(organ for organ, side in STRUCTURES if side)
 """Organs that there are two of."""
 
-_OPPOSITE: dict[Side, Side] = {"right": "left", "left": "right", "": ""}
 _HEADING = re.compile(r"\b(findings|impression|conclusion)[ \t]*:", re.IGNORECASE)
 _SENTENCE = re.compile(r"\S(?:[^.!?\n]|\.(?=\d))*(?<=\S)[.!?]*")  # a point inside a number ends nothing
 _CLAUSE = re.compile(r";|\bbut\b|\bhowever\b|\balthough\b", re.IGNORECASE)
@@ -261,7 +261,7 @@ def sides(said: Sequence[Said], findings: Sequence[Finding]) -> tuple[int, int]:
 
 def mirrored(said: Sequence[Said]) -> list[Said]:
     """The same with right and left exchanged, as of the mirrored study. Sentences stay as they were said."""
-    return [replace(one, side=_OPPOSITE[one.side]) for one in said]
+    return [replace(one, side=sided(one.side, True)) for one in said]
 
 
 def same_findings(one: Sequence[Said | Finding], other: Sequence[Said | Finding]) -> bool:

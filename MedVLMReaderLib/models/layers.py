@@ -81,12 +81,16 @@ class Stem(nn.Sequential):
             halve = nn.Conv2d(before, after, 4, 2, 1, bias=False)  # even: centred on the four pixels that it joins
             layers += [halve, nn.BatchNorm2d(after), nn.GELU(), *(LocalBlock(after) for _ in range(depth))]
         super().__init__(*layers)
-        self.depth = depth
+        self.widths = len(widths)
 
-    def levels(self) -> list[nn.Module]:
-        """The last layer of each width."""
-        each = 3 + self.depth
-        return [self[n] for n in range(each - 1, len(self), each)]
+    def at_each_width(self, x: Tensor) -> list[Tensor]:
+        """What each width gives, finest first; the last is what `forward` gives."""
+        found = []
+        for n, layer in enumerate(self, 1):
+            x = layer(x)
+            if n % (len(self) // self.widths) == 0:
+                found.append(x)
+        return found
 
 
 class PerceiverAttention(nn.Module):

@@ -34,8 +34,8 @@ RELIST = 100
 """Steps after which the folder is looked at again."""
 ORGAN_WEIGHTS = np.array([0.3, 0.7, 1.5, 1.5, 3.0, 2.0, 4.0, 5.0, 5.0, 3.0, 5.0, 1.0, 1.0], np.float32)
 """Of each organ in the order of LABELS, about one over the root of how often it comes."""
-FINDING_COUNTS, MOST_COUNTS = 150.0, 40.0
-"""Of all places of a finding on a slice together, and of one place at most."""
+FINDING_COUNTS, LEAST_COUNTS, MOST_COUNTS = 150.0, 3.0, 40.0
+"""Of all places of a finding on a slice together; of one of them at least, and at most."""
 WINDOWS = 3
 RARE = -4.6
 """Log-odds with which the head starts to expect a finding: one patch in a hundred."""
@@ -143,26 +143,45 @@ def _slices_of(
 def _pool(truth: Truth, plane: PreparedPlane, rng: np.random.Generator) -> Array:
     """The slices to draw from: all, or those that show one finding, large and small ones alike often."""
     if truth.findings and rng.random() < LESION_SHARE:
-        shares = np.array([EFFUSION_SHARE if f.kind == "effusion" else 1.0 for f in truth.findings])
-        n = int(rng.choice(len(shares), p=shares / shares.sum()))
-        showing = np.flatnonzero((plane.lesions == n + 1).any((1, 2)))
+        showing = np.flatnonzero((plane.lesions == one_of(truth, rng) + 1).any((1, 2)))
         if len(showing):
             return showing
     return np.arange(len(plane.values))
+
+
+def one_of(truth: Truth, rng: np.random.Generator) -> int:
+    """Number of one of the findings, drawn."""
+    shares = np.array([EFFUSION_SHARE if f.kind == "effusion" else 1.0 for f in truth.findings])
+    return int(rng.choice(len(shares), p=shares / shares.sum()))
+
+
+def with_neighbours(plane: PreparedPlane, at: int, context: int) -> Array:
+    """(1 + 2 context, rows, columns) values of a slice and its neighbours; the outermost also for what is beyond."""
+    return plane.values[np.clip(np.arange(at - context, at + context + 1), 0, len(plane.values) - 1)]
+
+
+def classes(truth: Truth, lesions: Array, organs: Array) -> Array:
+    """What each place is, as an index into CLASSES."""
+    kinds = np.array([0] + [len(LABELS) + KINDS.index(f.kind) for f in truth.findings])
+    return np.where(lesions > 0, kinds[lesions], organs).astype(np.int64)
+
+
+def counted_alike(lesions: Array, organ_weights: Array, finding: float, least: float, most: float) -> Array:
+    """float32 weights of places: all places of a finding on a slice together weigh `finding`, each within bounds."""
+    counts = np.bincount(lesions.ravel())
+    share = np.clip(finding / np.maximum(counts, 1), least, most)
+    return np.where(lesions > 0, share[lesions], organ_weights).astype(np.float32)
 
 
 def _slice(
     truth: Truth, plane: PreparedPlane, at: int, recipe: Recipe, sizes: Sizes, grey: tuple[float, float], mirrored: bool
 ) -> tuple[Array, ...]:
     """Arrays of one slice in the order of `Slices`, by chance mirrored."""
-    steps = np.clip(np.arange(at - sizes.context, at + sizes.context + 1), 0, len(plane.values) - 1)
-    pictures = channels(plane.values[steps], truth, recipe, grey).reshape(-1, *plane.values.shape[1:])
-    lesions = plane.lesions[at]
-    kinds = np.array([0] + [len(LABELS) + KINDS.index(f.kind) for f in truth.findings])
-    places = np.where(lesions > 0, kinds[lesions], plane.organs[at]).astype(np.int64)
-    counts = np.bincount(lesions.ravel(), minlength=len(kinds)).astype(np.float32)
-    share = np.clip(FINDING_COUNTS / np.maximum(counts, 1), 3, MOST_COUNTS).astype(np.float32)
-    weights = np.where(lesions > 0, share[lesions], ORGAN_WEIGHTS[plane.organs[at]])
+    values = with_neighbours(plane, at, sizes.context)
+    pictures = channels(values, truth, recipe, grey).reshape(-1, *plane.values.shape[1:])
+    lesions, organs = plane.lesions[at], plane.organs[at]
+    places = classes(truth, lesions, organs)
+    weights = counted_alike(lesions, ORGAN_WEIGHTS[organs], FINDING_COUNTS, LEAST_COUNTS, MOST_COUNTS)
     arrays = (pictures, places, weights, *finding_maps(truth, plane, at, sizes.patch // FINE))
     return mirror(arrays, plane.plane) if mirrored else arrays
 

@@ -17,10 +17,21 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models.ms_vlm import PatchEmbedding, Sizes
-from MedVLMReaderLib.phantom import LABELS
 from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe
-from MedVLMReaderLib.training.encoder import PLANE_SHARE, RARE, RELIST, balanced, channels, finding_maps, weighted
+from MedVLMReaderLib.training.encoder import (
+    PLANE_SHARE,
+    RARE,
+    RELIST,
+    balanced,
+    channels,
+    classes,
+    counted_alike,
+    finding_maps,
+    one_of,
+    weighted,
+    with_neighbours,
+)
 from MedVLMReaderLib.training.made_data import CLASSES, FINE, PreparedPlane, PreparedStudy
 from MedVLMReaderLib.truth import Truth
 
@@ -58,13 +69,8 @@ class Local(nn.Module):
 
         Twice (crops, tissues, fine, fine), then (crops, 3, kinds, rows, columns): touched, centred, sizes.
         """
-        levels, ends = [], self.patch_embed.stem.levels()
-        x = pictures
-        for layer in self.patch_embed.stem:
-            x = layer(x)
-            if any(layer is end for end in ends):
-                levels.append(x)
-        patches = x = self.patch_embed.local(self.patch_embed.proj(x))
+        levels = self.patch_embed.stem.at_each_width(pictures)
+        patches = x = self.patch_embed.local(self.patch_embed.proj(levels[-1]))
         for join, level in zip(self.joins, reversed(levels), strict=True):
             x = join(x, level)
         places = F.pixel_shuffle(self.places(patches), self.side)
@@ -110,8 +116,7 @@ class Crops:
         pixels, places, cells = (
             (slice(row // n, (row + SIDE) // n), slice(column // n, (column + SIDE) // n)) for n in (1, FINE, patch)
         )
-        steps = np.clip(np.arange(at - self.sizes.context, at + self.sizes.context + 1), 0, len(plane.values) - 1)
-        values = plane.values[steps][:, *pixels]
+        values = with_neighbours(plane, at, self.sizes.context)[:, *pixels]
         pictures = channels(values, study.truth, self.recipe, grey).reshape(-1, SIDE, SIDE)
         maps = (one[:, *cells] for one in finding_maps(study.truth, plane, at, patch // FINE))
         arrays = pictures, *_tissues(study.truth, plane.lesions[at][places], plane.organs[at][places]), *maps
@@ -121,11 +126,9 @@ class Crops:
 
 def _tissues(truth: Truth, lesions: Array, organs: Array) -> tuple[Array, Array]:
     """What each place is, and how much it counts."""
-    kinds = np.array([0] + [len(LABELS) + KINDS.index(f.kind) for f in truth.findings])
-    counts = np.bincount(lesions.ravel(), minlength=len(kinds))
-    share = np.clip(FINDING_COUNTS / np.maximum(counts, 1), LEAST_COUNTS, MOST_COUNTS)
-    weights = np.where(lesions > 0, share[lesions], np.where(organs == 0, AIR_COUNTS, 1)).astype(np.float32)
-    return TISSUE_OF[np.where(lesions > 0, kinds[lesions], organs)], weights
+    organ_weights = np.where(organs == 0, AIR_COUNTS, 1)
+    weights = counted_alike(lesions, organ_weights, FINDING_COUNTS, LEAST_COUNTS, MOST_COUNTS)
+    return TISSUE_OF[classes(truth, lesions, organs)], weights
 
 
 def _turned(array: Array, across: bool, upside: bool) -> Array:
@@ -137,8 +140,7 @@ def _aim(truth: Truth, plane: PreparedPlane, patch: int, rng: np.random.Generato
     """Slice, first row and first column of a crop, at the corner of a patch."""
     size = plane.values.shape[1]
     if truth.findings and rng.random() < AIMED:
-        odds = np.array([0.3 if f.kind == "effusion" else 1.0 for f in truth.findings])
-        n = int(rng.choice(len(odds), p=odds / odds.sum()))
+        n = one_of(truth, rng)
         places = np.argwhere(plane.lesions == n + 1)
         if len(places):
             at, row, column = places[rng.integers(len(places))]
