@@ -1,7 +1,7 @@
 """Prints the table of `install.needs.SIZES` for a folder of wheels: megabytes fetched, and installed.
 
-    pip download -d FOLDER -r Resources/requirements/reader.txt -r Resources/requirements/quantised.txt
-    python -m Testing.measure_wheels FOLDER
+pip download -d FOLDER -r Resources/requirements/reader.txt -r Resources/requirements/quantised.txt
+python -m Testing.measure_wheels FOLDER
 """
 
 from __future__ import annotations

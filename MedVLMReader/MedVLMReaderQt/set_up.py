@@ -1,4 +1,4 @@
-"""The section 'Set-up and models': draws what `install.SettingUp` and `install.Collection` say, forwards what is clicked.
+"""The section 'Set-up and models': draws what `SettingUp` and `Collection` say, forwards what is clicked.
 
 Whatever is about Pythons, packages or licences is theirs.
 """
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import qt
 import slicer
+from slicer.i18n import tr as _
+
 from MedVLMReaderLib.install.collection import Collection, offers, question
 from MedVLMReaderLib.install.interpreters import loaded_here, suitable
 from MedVLMReaderLib.install.plan import Wishes
 from MedVLMReaderLib.install.setting_up import SettingUp
 from MedVLMReaderLib.install.slicer_packaging import PackagingTransport
-from slicer.i18n import tr as _
 
 PYTHON = "MedVLMReader/python"
 
@@ -177,7 +178,9 @@ class SetUpView:
 
     def remove_model(self):
         name = self.model()
-        if name and slicer.util.confirmOkCancelDisplay(_("Delete all that is on this machine of {model}?").format(model=name)):
+        if name and slicer.util.confirmOkCancelDisplay(
+            _("Delete all that is on this machine of {model}?").format(model=name)
+        ):
             self.models.remove(name)
             self.list_models()
 
@@ -202,12 +205,14 @@ class SetUpView:
             label.setText(text)
             label.setVisible(bool(text))
         for button, able in (
-            (ui.installButton, now.can_install), (ui.stopSetUpButton, now.can_stop), (ui.lookButton, now.can_choose),
-            (ui.removeButton, now.can_remove), (ui.placeBox, now.can_choose), (ui.pythonBox, now.can_choose),
-            (ui.environmentEdit, now.can_choose), (ui.environmentButton, now.can_choose), (ui.wheelsEdit, now.can_choose),
-            (ui.wheelsButton, now.can_choose), (ui.proxyEdit, now.can_choose), (ui.quantisedBox, now.can_choose),
+            (ui.installButton, now.can_install), (ui.stopSetUpButton, now.can_stop), (ui.removeButton, now.can_remove),
         ):  # fmt: skip
             button.setEnabled(able)
+        for widget in (
+            ui.lookButton, ui.placeBox, ui.pythonBox, ui.environmentEdit, ui.environmentButton, ui.wheelsEdit,
+            ui.wheelsButton, ui.proxyEdit, ui.quantisedBox,
+        ):  # fmt: skip
+            widget.setEnabled(now.can_choose)
         own = now.wishes.place == "own"
         for widget in (ui.pythonLabel, ui.pythonBox, ui.environmentLabel, ui.environmentEdit, ui.environmentButton):
             widget.setVisible(own)

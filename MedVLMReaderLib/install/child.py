@@ -91,7 +91,11 @@ def own_index() -> bool:
         return True
     try:
         told = subprocess.run(
-            [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=LATELY_S, check=False
+            [sys.executable, "-m", "pip", "config", "list"],
+            capture_output=True,
+            text=True,
+            timeout=LATELY_S,
+            check=False,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return False
@@ -283,4 +287,6 @@ def attempt(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    say({"survey": survey, "clean": clean, "resolve": resolve, "attempt": attempt}[sys.argv[1]](json.loads(sys.argv[2])))
+    say(
+        {"survey": survey, "clean": clean, "resolve": resolve, "attempt": attempt}[sys.argv[1]](json.loads(sys.argv[2]))
+    )

@@ -37,8 +37,8 @@ class Offer:
     @property
     def line(self) -> str:
         """For a list."""
-        where = {"shipped": "comes with the reader", "here": "on this machine", "half": "half fetched: fetch it again to go on",
-                 "absent": "not fetched"}[self.state]  # fmt: skip
+        where = {"shipped": "comes with the reader", "here": "on this machine", "absent": "not fetched",
+                 "half": "half fetched: fetch it again to go on"}[self.state]  # fmt: skip
         gated = ", gated" if self.gated else ""
         about = "about " if self.state == "absent" else ""
         return f"{self.title}: {where}; {about}{gigabytes(self.bytes)}; licence {self.licence}{gated}"
@@ -49,7 +49,8 @@ def offers() -> list[Offer]:
     here = {one.name: one for one in hub.installed()}
     found = [_offer(card, here.pop(card.source, None)) for card in CARDS.values()]
     others = (
-        Offer(one.name, one.name, "see its page", one.size, False, "here" if one.whole else "half") for one in here.values()
+        Offer(one.name, one.name, "see its page", one.size, False, "here" if one.whole else "half")
+        for one in here.values()
     )
     return [*found, *others]
 
@@ -79,8 +80,8 @@ def gating(repository: str) -> str:
     """What to do first for a model whose makers want an agreement."""
     return (
         "\nThis model is gated: its makers give it to people who have accepted their terms. Log in at "
-        f"huggingface.co/{repository}, accept them, make a token (Settings, Access Tokens, read only) and keep it on this "
-        "machine: 'hf auth login', or the variable HF_TOKEN. Without it fetching is refused, and nothing is lost."
+        f"huggingface.co/{repository}, accept them, make a token (Settings, Access Tokens, read only) and keep it on "
+        "this machine: 'hf auth login', or the variable HF_TOKEN. Without it fetching is refused, and nothing is lost."
     )
 
 
@@ -186,4 +187,3 @@ class Collection:
             self.message = f"The model could not be fetched: {without_passwords(last)[:300]}. Try again."
         self.doing, self.progress = "", None
         self.changed()
-

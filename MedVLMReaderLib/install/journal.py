@@ -64,7 +64,8 @@ def save(folder: Path, journal: Journal) -> None:
         with suppress(OSError):
             part.unlink()
         raise ReaderError(
-            f"'{folder}' cannot be written ({error.strerror or error}). Make room, or set MEDVLM_HOME to another folder."
+            f"'{folder}' cannot be written ({error.strerror or error}). Make room, or set MEDVLM_HOME to another "
+            "folder."
         ) from None
 
 

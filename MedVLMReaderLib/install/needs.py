@@ -9,7 +9,17 @@ from MedVLMReaderLib.resources import resource
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 """Pythons that can read."""
-MODULES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "monai", "scipy", "SimpleITK", "pydicom")
+MODULES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "monai",
+    "scipy",
+    "SimpleITK",
+    "pydicom",
+)
 """What is loaded at the end, to see whether it can be."""
 
 
@@ -68,7 +78,17 @@ def about(names: set[str], cuda: bool) -> Size:
 
 
 BRINGS = {
-    "torch": ("sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing-extensions", "setuptools"),
+    "torch": (
+        "sympy",
+        "mpmath",
+        "networkx",
+        "jinja2",
+        "markupsafe",
+        "filelock",
+        "fsspec",
+        "typing-extensions",
+        "setuptools",
+    ),
     "transformers": ("pyyaml", "packaging", "typer", "rich", "pygments", "click"),
     "huggingface-hub": ("hf-xet", "httpx2", "httpcore2", "h11", "anyio", "certifi", "idna"),
     "matplotlib": ("contourpy", "fonttools", "kiwisolver", "cycler", "pyparsing", "python-dateutil", "six"),

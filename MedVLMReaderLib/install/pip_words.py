@@ -62,10 +62,11 @@ TROUBLES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("proxyerror", "cannot connect to proxy", "tunnel connection failed", "407 proxy"),
      "The proxy refuses, or cannot be reached. Check its address, name and password below 'Proxy' and try again."),
     (("certificate_verify_failed", "sslerror", "certificate verify failed"),
-     "The server's certificate is not trusted: a proxy or a filter stands between. Ask whoever runs the network for its "
-     "certificate, set PIP_CERT to that file, start Slicer again and try again."),
+     "The server's certificate is not trusted: a proxy or a filter stands between. Ask whoever runs the network for "
+     "its certificate, set PIP_CERT to that file, start Slicer again and try again."),
     (("do not match the hashes",),
-     "A package arrived damaged and was thrown away. Try again; if it happens again, a proxy changes what it passes on."),
+     "A package arrived damaged and was thrown away. Try again; if it happens again, a proxy changes what it passes "
+     "on."),
     (("permission denied", "access is denied", "winerror 5]", "errno 13", "read-only file system"),
      "A file may not be written, or another program holds it. Close other Slicer windows and try again, or choose a "
      "separate environment."),
@@ -74,8 +75,8 @@ TROUBLES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("externally-managed-environment",),
      "This Python belongs to the system, which does not let pip change it. Choose a separate environment."),
     (("resolutionimpossible", "conflicting dependencies"),
-     "What other extensions installed into this Python does not go together with what the models need. Choose a separate "
-     "environment: it leaves the others alone."),
+     "What other extensions installed into this Python does not go together with what the models need. Choose a "
+     "separate environment: it leaves the others alone."),
 )  # fmt: skip
 """What stands in pip's words, and what to tell the user. The first that fits is told."""
 NETWORK = (
@@ -84,8 +85,8 @@ NETWORK = (
     "nodename nor servname", "max retries exceeded", "connection reset", "remotedisconnected", "incompleteread",
 )  # fmt: skip
 OFFLINE = (
-    "The network cannot be reached. Check the connection and the proxy and try again; or install from a folder of wheels "
-    "that was filled on another machine. " + AGAIN
+    "The network cannot be reached. Check the connection and the proxy and try again; or install from a folder of "
+    "wheels that was filled on another machine. " + AGAIN
 )
 
 
@@ -100,8 +101,8 @@ def trouble(printed: str, wheels: Path | None = None) -> str:
     if lacking := NO_MATCH.findall(printed):
         if wheels is not None:
             return (
-                f"'{wheels}' has no wheel of {lacking[-1]} that fits this Python and system. Add it (on a machine of the "
-                "same kind: pip download), or install with the network."
+                f"'{wheels}' has no wheel of {lacking[-1]} that fits this Python and system. Add it (on a machine of "
+                "the same kind: pip download), or install with the network."
             )
         return (
             f"There is no package {lacking[-1]} for this Python and system. Update Slicer, or choose a separate "
@@ -109,4 +110,6 @@ def trouble(printed: str, wheels: Path | None = None) -> str:
         )
     errors = [line.strip() for line in printed.splitlines() if re.match(r"\s*(ERROR|.*Error)\b", line)]
     last = without_passwords(errors[-1])[:300] if errors else "nothing was said"
-    return f"Set-up stopped: {last}. The lines below 'Details' say more; please report them if trying again does not help."
+    return (
+        f"Set-up stopped: {last}. The lines below 'Details' say more; please report them if trying again does not help."
+    )

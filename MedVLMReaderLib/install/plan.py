@@ -108,7 +108,9 @@ def plan(survey: Survey | None, wishes: Wishes, journal: Journal, base: Survey |
     if not lacking and not survey.leftovers:
         return Plan("ready") if journal.state != "begun" else Plan("try", (steps.attempt(wishes),))
     if not lacking:
-        return Plan("repair", (steps.clean(survey, wishes),), notes=("Only leftovers of an earlier install are removed.",))
+        return Plan(
+            "repair", (steps.clean(survey, wishes),), notes=("Only leftovers of an earlier install are removed.",)
+        )
     check_usable(survey, wishes)
     work = _work(survey, wishes)
     return _costed(survey, wishes, _verdict(survey, journal), work, lacking)
@@ -118,7 +120,8 @@ def _anew(wishes: Wishes, journal: Journal, base: Survey | None) -> Plan:
     """An environment that is not there, or not whole."""
     if wishes.place == "slicer" or wishes.chosen or base is None:
         raise ReaderError(
-            f"The Python '{wishes.chosen or wishes.python}' does not start. Choose another one, or install Slicer again."
+            f"The Python '{wishes.chosen or wishes.python}' does not start. Choose another one, or install Slicer "
+            "again."
         )
     check_version(base)
     if not base.venv:
@@ -156,8 +159,8 @@ def _work(survey: Survey, wishes: Wishes, fresh: bool = False) -> tuple[Step, ..
     if not fresh and torch is not None and by_extension:
         if wishes.pytorch is None:
             raise ReaderError(
-                "Slicer's own Python gets PyTorch from the PyTorch extension, which is not installed. Install 'PyTorch' "
-                "in the Extensions Manager and start Slicer again; or choose a separate environment here."
+                "Slicer's own Python gets PyTorch from the PyTorch extension, which is not installed. Install "
+                "'PyTorch' in the Extensions Manager and start Slicer again; or choose a separate environment here."
             )
         found.append(steps.torch(wishes))
     arguments = steps.arguments(survey, wishes, cpu=_cpu_build(survey, wishes))
@@ -184,9 +187,7 @@ def _costed(
     return Plan(verdict, work, lacking, fetched, installed, _notes(survey, wishes, lacking, replaced), bool(replaced))
 
 
-def _notes(
-    survey: Survey, wishes: Wishes, lacking: tuple[Package, ...], replaced: list[Package]
-) -> tuple[str, ...]:
+def _notes(survey: Survey, wishes: Wishes, lacking: tuple[Package, ...], replaced: list[Package]) -> tuple[str, ...]:
     found = []
     if replaced:
         listed = ", ".join(f"{one.name} {wishes.loaded[one.name]} (needed: {one.wanted})" for one in replaced)
@@ -210,8 +211,8 @@ def check_version(survey: Survey) -> None:
     """ReaderError where the Python is too old or too new."""
     if not survey.fits:
         raise ReaderError(
-            f"'{survey.executable}' is Python {survey.python}; the models need 3.11 to 3.13. Slicer 5.10 and later have "
-            "one that fits; or choose a separate environment made by another Python."
+            f"'{survey.executable}' is Python {survey.python}; the models need 3.11 to 3.13. Slicer 5.10 and later "
+            "have one that fits; or choose a separate environment made by another Python."
         )
 
 

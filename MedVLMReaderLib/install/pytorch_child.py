@@ -38,7 +38,7 @@ def stand_in(name: str) -> None:
 
 def end_with_input() -> None:
     """Wait until the input is closed, then end this program and those that it has started."""
-    while sys.stdin.buffer.read(1 << 12):
+    while os.read(0, 1 << 12):  # not sys.stdin, whose lock would be held when the interpreter ends
         pass
     if os.name == "posix":
         os.killpg(os.getpgid(0), signal.SIGKILL)

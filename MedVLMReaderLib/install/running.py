@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -175,8 +175,8 @@ class Running:
             assert isinstance(failed, dict)
             name, why = next(iter(failed.items()))
             raise ReaderError(
-                f"{name} was installed but cannot be loaded ({why}). On Windows install Microsoft's Visual C++ runtime; "
-                "elsewhere choose a separate environment, or report this with the lines below 'Details'."
+                f"{name} was installed but cannot be loaded ({why}). On Windows install Microsoft's Visual C++ "
+                "runtime; elsewhere choose a separate environment, or report this with the lines below 'Details'."
             )
 
     def _resolved(self, said: Mapping[str, object]) -> None:
@@ -198,8 +198,8 @@ class Running:
             return False
         self.state = "asking"
         self.message = (
-            f"It is {megabytes(self.plan.fetched)} to fetch, more than was expected: the server offers larger packages for "
-            "this machine. Go on?"
+            f"It is {megabytes(self.plan.fetched)} to fetch, more than was expected: the server offers larger packages "
+            "for this machine. Go on?"
         )
         return True
 

@@ -137,7 +137,9 @@ class SettingUp:
             shutil.rmtree(folder)
             journal.save(self.home, journal.Journal())
         except OSError as error:
-            self.message = f"'{folder}' could not be removed ({error.strerror or error}). Close Slicer and delete it by hand."
+            self.message = (
+                f"'{folder}' could not be removed ({error.strerror or error}). Close Slicer and delete it by hand."
+            )
         except ReaderError as error:
             self.message = str(error)
         else:
@@ -166,6 +168,10 @@ class SettingUp:
         """Whether anything is being done."""
         return self.stage == "looking" or self.running.busy
 
+    @property
+    def _can_remove(self) -> bool:
+        return not self.busy and not self.wishes.chosen and (self.wishes.environment / "pyvenv.cfg").exists()
+
     # ---- What there is to see ----------------------------------------------------------------------------------------
 
     def shown(self) -> Shown:
@@ -176,7 +182,7 @@ class SettingUp:
             stage, message=run.message if run.state == "asking" else self.message, log="\n".join(run.log),
             title="Looking at what is installed" if stage == "looking" else run.title if run.busy else "",
             progress=run.progress if run.busy else (0, 0), can_stop=run.state in ("running", "asking"),
-            can_choose=not self.busy, can_remove=not self.busy and not self.wishes.chosen and (self.wishes.environment / "pyvenv.cfg").exists(),
+            can_choose=not self.busy, can_remove=self._can_remove,
             wishes=self.wishes,
         )  # fmt: skip
         if now is None:
@@ -190,8 +196,8 @@ class SettingUp:
     # ---- Looking -----------------------------------------------------------------------------------------------------
 
     def _ask_base(self) -> None:
-        self._ask(self.wishes.python, steps.survey(self.wishes.python, self.wishes.requirements, self.wishes.environment),
-                  base=True)  # fmt: skip
+        one = self.wishes
+        self._ask(one.python, steps.survey(one.python, one.requirements, one.environment), base=True)
 
     def _ask(self, python: str, argv: tuple[str, ...], base: bool = False) -> None:
         self.stage, self._asking_base = "looking", base

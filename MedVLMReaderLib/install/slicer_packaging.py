@@ -51,7 +51,7 @@ class PackagingTransport:
     def kill(self) -> None:
         """Nothing, see above."""
 
-    def poll(self, seconds: float) -> None:
+    def poll(self, seconds: float) -> None:  # noqa: ARG002
         """Deliver an end that has come."""
         with suppress(IndexError):
             text, code = self._waiting.pop(0)

@@ -26,8 +26,8 @@ def found(state: State = "fits", **states: State) -> Survey:
         for name, wanted in zip(NAMES, needs.requirements(), strict=True)
     )
     return Survey(
-        "3.12.10", "/slicer/bin/PythonSlicer", "/slicer/site-packages", True, "25.0", True, 90 * GB, 90 * GB, True, False,
-        "linux", False, packages,
+        "3.12.10", "/slicer/bin/PythonSlicer", "/slicer/site-packages", True, "25.0", True, 90 * GB, 90 * GB, True,
+        False, "linux", False, packages,
     )  # fmt: skip
 
 

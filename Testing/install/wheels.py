@@ -18,7 +18,13 @@ from typing import Any
 from MedVLMReaderLib.install import needs
 from MedVLMReaderLib.worker.transport import SubprocessTransport
 
-VERSIONS = {"torch": "2.13.0", "transformers": "5.23.0", "huggingface-hub": "2.4.0", "pydicom": "3.0.2", "numpy": "2.4.6"}
+VERSIONS = {
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "huggingface-hub": "2.4.0",
+    "pydicom": "3.0.2",
+    "numpy": "2.4.6",
+}
 MODULES = {"huggingface-hub": "huggingface_hub", "simpleitk": "SimpleITK", "python-gdcm": "gdcm", "pillow": "PIL"}
 BELOW = {"torch": ("sympy>=1.13", "networkx"), "transformers": ("huggingface_hub>=2.0", "numpy")}
 
@@ -29,7 +35,12 @@ def wheel(
     """A wheel of a package with one module; `files` beside it."""
     module = MODULES.get(name, name.replace("-", "_"))
     stem = f"{name.replace('-', '_')}-{version}"
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {one}" for one in requires),
+    ]
     content = {
         f"{module}/__init__.py": f'__version__ = "{version}"\n'.encode(),
         f"{module}/part.py": b"PART = 1\n",
@@ -69,7 +80,10 @@ def unpack(python: Path, wheels: Path, leave_out: Sequence[str] = ()) -> Path:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(site)
     for folder in site.glob("*.dist-info"):
-        (folder / "INSTALLER").write_text("pip\n")
+        if not (folder / "INSTALLER").exists():
+            (folder / "INSTALLER").write_text("pip\n")
+            with (folder / "RECORD").open("a") as file:
+                file.write(f"\n{folder.name}/INSTALLER,,")
     return site
 
 
@@ -96,8 +110,8 @@ def driven(one: Any, transport: SubprocessTransport, until: Callable[[], bool], 
 
 @contextmanager
 def index(folder: Path, *, slow_s: float = 0.0, refuse: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """A package index on loopback that has the wheels of a folder, or a proxy behind which there is one: its address and
-    what it was asked. `refuse`: the status of every answer; `slow_s`: before each wheel."""
+    """A package index on loopback that has the wheels of a folder, or a proxy behind which there is one: its address
+    and what it was asked. `refuse`: the status of every answer; `slow_s`: before each wheel."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
