@@ -263,7 +263,8 @@ def told_size(url: str) -> int:
     from pip._vendor import requests  # type: ignore[import-untyped,unused-ignore]
 
     proxy = os.environ.get("PIP_PROXY")
-    answer = requests.head(
+    head: Any = requests.head  # type: ignore[attr-defined,unused-ignore]
+    answer = head(
         url, timeout=10, allow_redirects=True, proxies={"http": proxy, "https": proxy} if proxy else None
     )
     return int(answer.headers.get("Content-Length", 0)) if answer.ok else 0

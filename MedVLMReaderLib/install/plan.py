@@ -124,6 +124,11 @@ def _anew(wishes: Wishes, journal: Journal, base: Survey | None) -> Plan:
             "again."
         )
     check_version(base)
+    if Path(wishes.python).stem == "PythonSlicer":
+        raise ReaderError(
+            "No Python 3.11 to 3.13 but Slicer's own was found, and an environment made by that one starts only inside "
+            "Slicer. Install Python 3.12 from python.org, or install into Slicer's own Python."
+        )
     if not base.venv:
         raise ReaderError(
             f"'{base.executable}' lacks the parts that make environments (venv, ensurepip). Choose another Python; on "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from MedVLMReaderLib.install.pip_words import PipWords, trouble, without_passwords
+from MedVLMReaderLib.install.pip_words import OFFLINE, TROUBLES, PipWords, trouble, without_passwords
 
 PRINTED = """\
 Collecting torch>=2.10
@@ -68,3 +68,8 @@ def test_what_a_folder_lacks_is_named_with_the_folder() -> None:
 def test_passwords_in_addresses_are_left_out_and_the_rest_stays() -> None:
     text = "Looking in indexes: https://me:s3cret@host/simple, https://other/simple\nuser@host said"
     assert without_passwords(text) == "Looking in indexes: https://…@host/simple, https://other/simple\nuser@host said"
+
+
+def test_every_trouble_stands_on_the_page() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/setting-up.md").read_text()
+    assert [told for told in (OFFLINE, *(told for _, told in TROUBLES)) if f"- {told}\n" not in page] == []

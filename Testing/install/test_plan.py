@@ -193,6 +193,11 @@ def test_a_python_without_venv_is_refused_with_what_to_install(tmp_path: Path) -
     assert "python3-venv" in refused(None, own(tmp_path), base=replace(found("missing"), venv=False))
 
 
+def test_slicers_own_python_makes_no_environment(tmp_path: Path) -> None:
+    told = refused(None, replace(own(tmp_path), python="/slicer/bin/PythonSlicer"), base=found("missing"))
+    assert "starts only inside Slicer" in told
+
+
 def test_the_small_build_is_asked_for_where_there_is_no_gpu_and_pip_has_no_place_of_its_own(tmp_path: Path) -> None:
     def more(survey: Survey) -> bool:
         return "--extra-index-url" in plan(None, own(tmp_path), NEVER, survey).steps[1].argv[-1]
