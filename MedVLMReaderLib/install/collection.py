@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from MedVLMReaderLib import ReaderError, hub
 from MedVLMReaderLib.install.child import MARK
 from MedVLMReaderLib.install.pip_words import without_passwords
-from MedVLMReaderLib.memory import gigabytes
+from MedVLMReaderLib.install.plan import megabytes
 from MedVLMReaderLib.models import CARDS, Card
 from MedVLMReaderLib.worker.transport import Transport, environment
 
@@ -41,7 +42,7 @@ class Offer:
                  "half": "half fetched: fetch it again to go on"}[self.state]  # fmt: skip
         gated = ", gated" if self.gated else ""
         about = "about " if self.state == "absent" else ""
-        return f"{self.title}: {where}; {about}{gigabytes(self.bytes)}; licence {self.licence}{gated}"
+        return f"{self.title}: {where}; {about}{megabytes(self.bytes)}; licence {self.licence}{gated}"
 
 
 def offers() -> list[Offer]:
@@ -56,7 +57,8 @@ def offers() -> list[Offer]:
 
 
 def _offer(card: Card, there: hub.Installed | None) -> Offer:
-    licence = card.licence + ("?" if "licence" in card.unsure else "")
+    licence = "unknown, see its page" if card.licence == "unknown" else card.licence
+    licence += "?" if "licence" in card.unsure and licence == card.licence else ""
     if card.shipped:
         return Offer(card.name, card.title, licence, 2 * card.parameters, False, "shipped", card.summary)
     state: Literal["here", "half", "absent"] = "absent" if there is None else "here" if there.whole else "half"
@@ -67,13 +69,19 @@ def _offer(card: Card, there: hub.Installed | None) -> Offer:
 def question(offer: Offer, exact: bool = False) -> str:
     """What must be agreed to before a model is fetched."""
     repository = CARDS[offer.name].source if offer.name in CARDS else offer.name
-    size = f"{'' if exact else 'About '}{gigabytes(offer.bytes)}"
+    size = f"{'' if exact else 'About '}{megabytes(offer.bytes)}"
     return (
-        f"{size} will be fetched from huggingface.co/{repository} into '{hub.cache_folder()}'.\n"
+        f"{size} will be fetched from huggingface.co/{repository} into '{at_home(hub.cache_folder())}'.\n"
         f"Licence: {offer.licence or 'none is named'}. "
         "By fetching it you accept that licence; read it on the model's page first."
         f"{gating(repository) if offer.gated else ''}\nNothing of your scans is sent. Fetch it?"
     )
+
+
+def at_home(path: Path) -> str:
+    """A path without the user's name, where it lies in the user's folder."""
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
 
 
 def gating(repository: str) -> str:
@@ -125,7 +133,7 @@ class Collection:
     def remove(self, name: str) -> None:
         """Delete all that is here of a model."""
         try:
-            self.message = f"{name} was removed: {gigabytes(hub.remove(name))} freed."
+            self.message = f"{name} was removed: {megabytes(hub.remove(name))} freed."
         except ReaderError as error:
             self.message = str(error)
         self.changed()

@@ -6,20 +6,39 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from MedVLMReaderLib.install.needs import NEWEST, OLDEST
+from MedVLMReaderLib.worker.transport import environment
 
 LATELY_S = 10
 
 
-def suitable(beside: Iterable[str] = ()) -> list[str]:
-    """Paths of Pythons 3.11 to 3.13 that programs find by name, newest first; those of `beside` before them."""
+def suitable() -> list[str]:
+    """Paths of Pythons 3.11 to 3.13 that are found by name and do start, newest first. Takes some tenths of a second."""
     names = [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)] + ["python3", "python"]
-    found = [*beside, *(path for name in names if (path := shutil.which(name))), *_by_launcher()]
-    return list(dict.fromkeys(os.path.abspath(path) for path in found if path and "WindowsApps" not in path))
+    found = [*(path for name in names if (path := shutil.which(name))), *_by_launcher()]
+    paths = dict.fromkeys(os.path.abspath(path) for path in found if path and "WindowsApps" not in path)
+    known: dict[str, str] = {}
+    for path in paths:
+        if (really := _starts(path)) and really not in known.values():
+            known[path] = really
+    return list(known)
+
+
+def _starts(path: str) -> str:
+    """Which interpreter a path really is; empty where it does not start, or is of another version."""
+    program = "import sys; print(sys.version_info[0], sys.version_info[1], sys.base_exec_prefix, sep='|')"
+    try:
+        told = subprocess.run(
+            [path, "-I", "-c", program], capture_output=True, text=True, timeout=LATELY_S, check=True,
+            env=environment(path), creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        ).stdout  # fmt: skip
+        major, minor, prefix = told.strip().split("|")
+        return prefix if OLDEST <= (int(major), int(minor)) <= NEWEST else ""
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
 
 
 def _by_launcher() -> list[str]:

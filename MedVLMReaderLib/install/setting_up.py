@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,11 @@ class SettingUp:
         there = journal.load(self.home)
         return there.state == "done" and there.wanted == self.wishes.key and Path(self.wishes.interpreter).exists()
 
+    @cached_property
+    def pythons(self) -> list[str]:
+        """Pythons that can make an environment; each is started once, when this is first asked for."""
+        return suitable()
+
     def look(self) -> None:
         """See what is there. What to do, or that nothing is, follows."""
         if self.busy:
@@ -99,8 +105,8 @@ class SettingUp:
         if self.busy or all(getattr(self.wishes, name) == value for name, value in changes.items()):
             return
         wishes = replace(self.wishes, **changes)
-        if "place" in changes:
-            python = self.slicer if wishes.place == "slicer" else next(iter(suitable()), self.slicer)
+        if "place" in changes and "python" not in changes:
+            python = self.slicer if wishes.place == "slicer" else next(iter(self.pythons), self.slicer)
             wishes = replace(wishes, python=python, chosen="")
         self.wishes = wishes
         self.look()
