@@ -16,7 +16,7 @@ LATELY_S = 10
 
 
 def suitable() -> list[str]:
-    """Paths of Pythons 3.11 to 3.13 that are found by name and do start, newest first. Takes some tenths of a second."""
+    """Paths of Pythons 3.11 to 3.13 that are found by name and do start, newest first. Takes tenths of a second."""
     names = [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)] + ["python3", "python"]
     found = [*(path for name in names if (path := shutil.which(name))), *_by_launcher()]
     paths = dict.fromkeys(os.path.abspath(path) for path in found if path and "WindowsApps" not in path)

@@ -6,7 +6,6 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,12 +26,12 @@ def host(whole_core: SlicerCore) -> Host:
 class Section:
     """The section with a Python of one's own, and what it told the module."""
 
-    def __init__(self, host: Host, python: str) -> None:
+    def __init__(self, host: Host, interpreter: str) -> None:
         host.load().cleanup()
         self.host, self.used = host, list[str]()
         module = sys.modules["MedVLMReader"]
         self.view = sys.modules["MedVLMReaderQt.set_up"].SetUpView(
-            str(UI), module.ProcessTransport, python, "", self.used.append
+            str(UI), module.ProcessTransport, interpreter, "", self.used.append
         )
         self.ui = self.view.ui
 
