@@ -6,6 +6,8 @@ Whatever is about Pythons, packages or licences is theirs.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from pathlib import Path
 
 import qt
@@ -17,8 +19,7 @@ from MedVLMReaderLib.install.interpreters import loaded_here
 from MedVLMReaderLib.install.plan import Wishes
 from MedVLMReaderLib.install.setting_up import SettingUp
 from MedVLMReaderLib.install.slicer_packaging import PackagingTransport
-
-PYTHON = "MedVLMReader/python"
+from MedVLMReaderLib.worker.interpreter import SETTING, VARIABLE, beside
 
 
 def wishes(slicer_python, chosen):
@@ -41,8 +42,11 @@ def packaged():
 class SetUpView:
     """One section below the panel."""
 
-    def __init__(self, form, new_transport, slicer_python, chosen, use):
-        """`form`: the path of its .ui; `new_transport`: makes one; `use`: told the interpreter that reads."""
+    def __init__(self, form, new_transport, use, slicer_python=""):
+        """`form`: the path of its .ui; `new_transport`: makes one; `use`: told the interpreter that reads.
+        `slicer_python`: where it is not the one beside this program."""
+        chosen = str(slicer.app.settings().value(SETTING) or os.environ.get(VARIABLE) or "")
+        slicer_python = slicer_python or beside(sys.executable)
         self.widget = slicer.util.loadUI(form)
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(slicer.mrmlScene)
@@ -118,9 +122,9 @@ class SetUpView:
 
     def ready(self, python):
         if self.setting_up.wishes.place == "own":
-            slicer.app.settings().setValue(PYTHON, python)
+            slicer.app.settings().setValue(SETTING, python)
         else:
-            slicer.app.settings().remove(PYTHON)
+            slicer.app.settings().remove(SETTING)
         self.use(python)
         then, self.then = self.then, None
         if then is not None:

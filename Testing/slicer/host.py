@@ -50,8 +50,15 @@ class Host:
         self.application = self.qt.QApplication.instance() or self.qt.QApplication(["tests"])
         self.agreed = True
         self.samples: Any = None
+        """Slicer's Sample Data module, see `sample_data`."""
         os.environ["MEDVLM_HOME"] = str(core.folder / "home")
         self.asked: list[str] = []
+        self.progress: list[Any] = []
+        """Progress dialogs that were made."""
+        self.files: dict[str, str] = {}
+        """DICOM instance UID -> file, as Slicer's database knows them."""
+        self.chosen: list[str] = []
+        """What file dialogs answer, one after the other; "" once they are through: cancelled."""
         self._provide()
 
     def _provide(self) -> None:
@@ -61,6 +68,10 @@ class Host:
         slicer.util.loadUI = lambda path: pythonqt.UiLoader().load(path)
         slicer.util.childWidgetVariables = self._children
         slicer.util.confirmYesNoDisplay = slicer.util.confirmOkCancelDisplay = self._confirm
+        slicer.util.createProgressDialog = self._progress
+        slicer.dicomDatabase = types.SimpleNamespace(fileForInstance=lambda uid: self.files.get(uid, ""))
+        for asking in ("getExistingDirectory", "getSaveFileName"):
+            setattr(self.qt.QFileDialog, asking, staticmethod(lambda *_: self.chosen.pop(0) if self.chosen else ""))
         words: Any = types.ModuleType("slicer.i18n")
         words.tr = lambda text: text
         words.translate = lambda context, text: text
@@ -77,6 +88,24 @@ class Host:
     def _confirm(self, text: str, windowTitle: str | None = None, parent: Any = None) -> bool:
         self.asked.append(text)
         return self.agreed
+
+    def _progress(
+        self, parent: Any = None, value: int = 0, maximum: int = 100, labelText: str = "", windowTitle: str = "",
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """As slicer.util makes it: a QProgressDialog with these properties."""
+        dialog = self.qt.QProgressDialog()
+        settings = {"minimumDuration": 0, "maximum": maximum, "value": value, "labelText": labelText, **kwargs}
+        for name, content in settings.items():
+            setattr(dialog, name, content)
+        dialog.windowTitle = windowTitle
+        self.progress.append(dialog)
+        return dialog
+
+    def reload(self, widget: Any) -> Any:
+        """What the developer's button does: the old widget is cleaned up, the file read again, a new widget set up."""
+        widget.cleanup()
+        return self.load()
 
     def load(self) -> Any:
         """The module's widget, set up."""

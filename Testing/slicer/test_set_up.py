@@ -31,7 +31,7 @@ class Section:
         self.host, self.used = host, list[str]()
         module = sys.modules["MedVLMReader"]
         self.view = sys.modules["MedVLMReaderQt.set_up"].SetUpView(
-            str(UI), module.ProcessTransport, interpreter, "", self.used.append
+            str(UI), lambda: module.ProcessTransport(host.qt), self.used.append, interpreter
         )
         self.ui = self.view.ui
 
