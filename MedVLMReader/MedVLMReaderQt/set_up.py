@@ -180,7 +180,7 @@ class SetUpView:
             self.ui.modelEdit.setText("")
             offer = self.offers[row]
             about = "" if offer.state in ("shipped", "here") else question(offer)
-            self.ui.modelLabel.setText("\n".join(filter(None, (offer.summary, about))))
+            self.ui.offerLabel.setText("\n".join(filter(None, (offer.summary, about))))
 
     def remove_model(self):
         name = self.model()
