@@ -68,7 +68,7 @@ RULES = {
     "needs": Rule("gpu memory models", ours_inside="hub"),
     "state": Rule("needs results transcript worker worker.events"),
     "ground": Rule("case gpu mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
-    "sight": Rule("case curves ground overlay reading transcript worker worker.client worker.events", "numpy"),
+    "sight": Rule("case curves ground overlay reading transcript worker worker.events worker.plain", "numpy"),
     "paper": Rule(
         "case ground mrml reading report results scene sight state transcript worker worker.events",
         ours_inside="export.source",
@@ -76,11 +76,11 @@ RULES = {
     "many": Rule("ground mrml needs paper scene study worker worker.client worker.logic", ours_inside="studies"),
     "panel": Rule(
         "case ground many mrml needs overlay parameters place reading results scene session sight state watch worker "
-        "worker.client worker.events",
+        "worker.client worker.events worker.plain",
         "numpy",
     ),
     "drawing": Rule("curves panel parameters state volume"),
-    "console": Rule("many mrml reading scene volume worker worker.client worker.logic"),
+    "console": Rule("many mrml reading scene volume worker worker.client worker.logic worker.plain"),
     "truth": Rule(),
     "shapes": Rule("geometry", "numpy"),
     "anatomy": Rule("geometry volume truth shapes", "numpy scipy"),
@@ -155,8 +155,8 @@ RULES = {
     "worker.exporting": Rule("export export.source export.writing listing report worker worker.protocol"),
     "worker.*": Rule(
         "geometry volume study options place reading session verdict worker worker.client worker.events "
-        "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
-        "worker.transport worker.blocking worker.logic",
+        "worker.failures worker.folder worker.jobs worker.plain worker.program worker.protocol worker.running "
+        "worker.serving worker.transport worker.blocking worker.logic",
         "numpy",
         ours_inside="worker.answering worker.exporting batch shelf studies",
     ),
