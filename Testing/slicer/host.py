@@ -111,7 +111,7 @@ class Host:
         widget.setup()
         return widget
 
-    def until(self, done: Callable[[], bool], seconds: float = 300) -> None:
+    def until(self, done: Callable[[], bool], seconds: float = 1500) -> None:
         """Run the event loop until something holds."""
         end = time.monotonic() + seconds
         while not done():
