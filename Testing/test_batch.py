@@ -18,11 +18,11 @@ import pytest
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.batch import Desk, Progress, Report, Settings, here, read_all
+from MedVLMReaderLib.batch.shelf import FolderShelf, shelf
+from MedVLMReaderLib.batch.studies import AnyStudy, given, of_csv, studies_of
 from MedVLMReaderLib.cli import main
 from MedVLMReaderLib.reader import Options, Reader, load
 from MedVLMReaderLib.reading import Reading
-from MedVLMReaderLib.shelf import FolderShelf, shelf
-from MedVLMReaderLib.studies import AnyStudy, given, of_csv, studies_of
 from MedVLMReaderLib.volume import Volume
 from Testing.batch_scans import DAMAGES, write_dicom, write_studies
 from Testing.tiny_model import TINY_TEXT

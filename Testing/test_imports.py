@@ -52,8 +52,14 @@ RULES = {
     "stack": Rule("geometry", "numpy", "SimpleITK"),
     "nifti": Rule("geometry voxels", "numpy"),
     "files": Rule("geometry volume voxels stack nifti dicom", "numpy", "SimpleITK"),
-    "dicom": Rule("geometry volume voxels stack dicom_slices", "numpy"),
-    "dicom_slices": Rule("geometry voxels", "numpy", "pydicom"),
+    "dicom": Rule("dicom.folder dicom.series dicom.slices"),
+    "dicom.slices": Rule("geometry", "numpy", "pydicom"),
+    "dicom.pixels": Rule("geometry voxels dicom.slices", "numpy", "pydicom"),
+    "dicom.series": Rule("geometry volume voxels stack dicom.pixels dicom.slices", "numpy"),
+    "dicom.folder": Rule("geometry volume voxels dicom.series dicom.slices", "numpy"),
+    "dicom.chosen": Rule("dicom.series dicom.slices room stack volume", "numpy"),
+    "dicom.index": Rule("dicom.chosen dicom.pixels dicom.series dicom.slices thumbnail volume", "numpy"),
+    "dicom.web": Rule("dicom.chosen dicom.series dicom.slices room volume", inside="dicomweb_client pydicom requests"),
     "study": Rule("geometry volume", "numpy"),
     "mrml": Rule("geometry", "numpy vtkmodules"),
     "scene": Rule("geometry mrml place volume voxels", "numpy vtkmodules"),
@@ -122,18 +128,22 @@ RULES = {
     "stopping": Rule("study", "torch"),
     "sinks": Rule("", "torch"),
     "prefix": Rule("memory study", "torch transformers"),
-    "shelf": Rule("reading", inside="fsspec"),
     "room": Rule("memory"),
-    "host": Rule(),
     "thumbnail": Rule("geometry volume", "numpy", "PIL"),
-    "sentence_pictures": Rule("pictures reading report_page volume"),
-    "failure": Rule("shelf"),
-    "summary": Rule("report_page shelf", inside="pyarrow"),
-    "dicom_index": Rule("dicom dicom_slices room stack thumbnail volume", "numpy"),
-    "dicomweb": Rule("dicom dicom_index dicom_slices room volume", inside="dicomweb_client pydicom requests"),
-    "studies": Rule("dicom_index files room volume"),
-    "batch": Rule("failure host reading shelf study thumbnail volume", ours_inside="sentence_pictures summary"),
-    "cluster": Rule("batch failure shelf", inside="ray torch", ours_inside="reader"),
+    "batch": Rule("batch.desk batch.rounds"),
+    "batch.shelf": Rule("reading", inside="fsspec"),
+    "batch.host": Rule(),
+    "batch.sentence_pictures": Rule("pictures reading report_page volume"),
+    "batch.failure": Rule("batch.shelf"),
+    "batch.summary": Rule("report_page batch.shelf", inside="pyarrow"),
+    "batch.studies": Rule("dicom.chosen dicom.index files room volume"),
+    "batch.desk": Rule(
+        "batch.failure batch.host batch.shelf reading study thumbnail volume", ours_inside="batch.sentence_pictures"
+    ),
+    "batch.rounds": Rule("batch.desk batch.shelf", ours_inside="batch.summary"),
+    "batch.cluster": Rule(
+        "batch.desk batch.failure batch.rounds batch.shelf", inside="ray torch", ours_inside="reader"
+    ),
     "place": Rule("geometry volume", "numpy"),
     "options": Rule(),
     "session": Rule("geometry volume study reading place"),
@@ -149,7 +159,7 @@ RULES = {
         "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
         "worker.transport worker.blocking worker.logic",
         "numpy",
-        ours_inside="worker.answering batch shelf studies",
+        ours_inside="worker.answering batch batch.shelf batch.studies",
     ),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap calibration looking verification",
@@ -157,7 +167,7 @@ RULES = {
         ours_inside="models.*",
     ),
     "retrieval": Rule(
-        "block choice dicom dicom_slices files geometry hub models reading volume weights",
+        "block choice dicom files geometry hub models reading volume weights",
         "numpy torch",
         ours_inside="models.*",
     ),
@@ -195,7 +205,7 @@ RULES = {
     "report_pdf": Rule("geometry report", inside="reportlab matplotlib fontTools"),
     "constrained": Rule("reader reading structured study", "torch transformers regex"),
     "export": Rule(),
-    "export.identity": Rule("dicom_slices", inside="pydicom"),
+    "export.identity": Rule("dicom.slices", inside="pydicom"),
     "export.source": Rule("dicom export export.identity reading volume", inside="pydicom"),
     "export.*": Rule(
         "dicom geometry heatmap pictures reading report structured volume export export.*",
@@ -316,7 +326,7 @@ def test_a_late_import_is_told_from_an_early_one_and_from_one_for_the_type_check
 
 
 def may_load(module: str) -> set[str]:
-    """The heavy packages that come with a module: its own, and those of the modules it may import."""
+    """The heavy packages that come with a module: its own, its package's, and those of the modules it may import."""
     reached: set[str] = set()
     waiting = [module]
     while waiting:
@@ -326,6 +336,7 @@ def may_load(module: str) -> set[str]:
         reached.add(name)
         rule = rule_for(name)
         waiting += [other for other in MODULES if rule and fits(other, rule.ours)]
+        waiting += [name.rpartition(".")[0]] if "." in name else []
     rules = [rule for name in reached if (rule := rule_for(name))]
     return {package for package in HEAVY if any(fits(package, rule.theirs) for rule in rules)}
 

@@ -20,8 +20,8 @@ from MedVLMReaderLib.commands.terminal import Stop, bar, loaded, say, say_json, 
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.batch import Progress, Report, Rounds, Settings, Study
-    from MedVLMReaderLib.dicom_index import Index
-    from MedVLMReaderLib.shelf import Shelf
+    from MedVLMReaderLib.batch.shelf import Shelf
+    from MedVLMReaderLib.dicom.index import Index
 
 SHOWN = 10
 """Failed studies that are named on the terminal; summary.csv has all."""
@@ -37,8 +37,8 @@ def batch(arguments: Namespace) -> int:
     if arguments.out is None:
         raise ReaderError("Nothing is read without a place for it. Name a folder with --out, or look with --list.")
     from MedVLMReaderLib.batch import read_all
-    from MedVLMReaderLib.shelf import shelf
-    from MedVLMReaderLib.studies import questions_of
+    from MedVLMReaderLib.batch.shelf import shelf
+    from MedVLMReaderLib.batch.studies import questions_of
 
     questions = questions_of(arguments.questions) if arguments.questions else ()
     place = shelf(arguments.out)
@@ -54,11 +54,11 @@ def batch(arguments: Namespace) -> int:
 
 
 def _studies(arguments: Namespace) -> Sequence[Study]:
-    from MedVLMReaderLib.studies import studies_of
+    from MedVLMReaderLib.batch.studies import studies_of
 
     where = str(arguments.input)
     if where.startswith(("http://", "https://")):
-        from MedVLMReaderLib.dicomweb import studies_at
+        from MedVLMReaderLib.dicom.web import studies_at
 
         step("Asking the server what it has ...")
         return studies_at(where, arguments.query, arguments.rule)
@@ -72,7 +72,7 @@ def _studies(arguments: Namespace) -> Sequence[Study]:
 
 def _index(folder: Path, path: Path | None) -> Index:
     """The index of a folder; in memory where its usual place cannot be written."""
-    from MedVLMReaderLib.dicom_index import Index, default_index
+    from MedVLMReaderLib.dicom.index import Index, default_index
 
     if path is not None:
         return Index(path)
@@ -98,7 +98,7 @@ def _way(
     from MedVLMReaderLib.batch import Desk, Settings, here
 
     if arguments.ray is not None:
-        from MedVLMReaderLib.cluster import Cluster, ReaderSpec
+        from MedVLMReaderLib.batch.cluster import Cluster, ReaderSpec
 
         spec = ReaderSpec(
             str(arguments.model), arguments.precision, arguments.device, arguments.revision, arguments.offline, threads,
@@ -195,7 +195,8 @@ def _listed(studies: Sequence[Study], arguments: Namespace) -> int:
 
 def index(arguments: Namespace) -> int:
     """List the DICOM series under a folder."""
-    from MedVLMReaderLib.dicom_index import Index, default_index, thinnest_axial
+    from MedVLMReaderLib.dicom.chosen import thinnest_axial
+    from MedVLMReaderLib.dicom.index import Index, default_index
 
     folder = arguments.folder.expanduser()
     if not folder.is_dir():

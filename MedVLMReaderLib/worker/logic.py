@@ -98,8 +98,8 @@ class Logic:
         `progress` is told a `batch.Progress` after each.
         """
         from MedVLMReaderLib.batch import Desk, Settings, here, read_all
-        from MedVLMReaderLib.shelf import shelf
-        from MedVLMReaderLib.studies import studies_of
+        from MedVLMReaderLib.batch.shelf import shelf
+        from MedVLMReaderLib.batch.studies import studies_of
 
         model = self.reader.model
         settings = Settings(model.name, model.revision, questions or (model.request,), options)

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from MedVLMReaderLib.batch.shelf import ERROR, STUDY, Shelf
 from MedVLMReaderLib.report_page import POLICY
-from MedVLMReaderLib.shelf import ERROR, STUDY, Shelf
 
 COLUMNS = (
     "study", "state", "number", "question", "answer", "complete", "notes", "modality", "slices", "rows", "columns",

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.dicom import by_series, parts, volume_of
-from MedVLMReaderLib.dicom_index import THINNEST, Indexed, chosen, indexed
-from MedVLMReaderLib.dicom_slices import Slice, quiet, slices_of
+from MedVLMReaderLib.dicom.chosen import THINNEST, Indexed, chosen, indexed
+from MedVLMReaderLib.dicom.series import by_series, parts, volume_of
+from MedVLMReaderLib.dicom.slices import Slice, quiet, slices_of
 from MedVLMReaderLib.room import check_room
 from MedVLMReaderLib.volume import Volume
 
@@ -57,7 +57,7 @@ class WebStudy:
 
 def studies_at(url: str, query: str | None = None, rule: str = THINNEST) -> list[WebStudy]:
     """The studies of a server that fit `query` ("ModalitiesInStudy=CT,StudyDate=20260101-"), one series of each by
-    the rule of `dicom_index.chosen_series`. ReaderError where it does not answer, or has none."""
+    the rule of `chosen.chosen_series`. ReaderError where it does not answer, or has none."""
     url, found = url.rstrip("/"), []
     with _asking(url):
         client = _client(url)

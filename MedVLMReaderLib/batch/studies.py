@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.dicom_index import THINNEST, Index, SeriesStudy, chosen_series
+from MedVLMReaderLib.dicom.chosen import THINNEST, SeriesStudy, chosen_series
+from MedVLMReaderLib.dicom.index import Index
 from MedVLMReaderLib.files import BESIDE, SCANS, promised_voxels, read
 from MedVLMReaderLib.room import check_room
 from MedVLMReaderLib.volume import Volume
