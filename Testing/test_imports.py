@@ -69,17 +69,24 @@ RULES = {
     "parameters": Rule("mrml"),
     "results": Rule("geometry mrml place reading session", "numpy"),
     "transcript": Rule("reading results"),
-    "case": Rule(
-        "geometry heatmap memory models pictures reading results session slices volume", "numpy", ours_inside="hub"
-    ),
-    "state": Rule("case results transcript worker worker.events"),
-    "ground": Rule("case mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
+    "case": Rule("geometry heatmap models pictures reading results session slices volume", "numpy"),
+    "gpu": Rule(),
+    "needs": Rule("gpu memory models", ours_inside="hub"),
+    "state": Rule("needs results transcript worker worker.events"),
+    "ground": Rule("case gpu mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
     "sight": Rule("case curves ground overlay reading transcript worker worker.client worker.events", "numpy"),
+    "paper": Rule(
+        "case ground mrml reading report results scene sight state transcript worker worker.events",
+        ours_inside="export.source",
+    ),
+    "many": Rule("ground mrml needs paper scene study worker worker.client worker.logic", ours_inside="batch.studies"),
     "panel": Rule(
-        "case ground mrml overlay parameters place reading results scene session sight state transcript watch worker "
+        "case ground many mrml needs overlay parameters place reading results scene session sight state watch worker "
         "worker.client worker.events",
         "numpy",
     ),
+    "drawing": Rule("curves panel parameters state volume"),
+    "console": Rule("many mrml reading scene volume worker worker.client worker.logic"),
     "truth": Rule(),
     "shapes": Rule("geometry", "numpy"),
     "anatomy": Rule("geometry volume truth shapes", "numpy scipy"),
@@ -153,13 +160,15 @@ RULES = {
         "geometry volume study options place reading session memory prefix stopping choice chat reader worker "
         "worker.protocol worker.serving",
         "torch",
+        ours_inside="worker.exporting",
     ),
+    "worker.exporting": Rule("export export.source export.writing listing report worker worker.protocol"),
     "worker.*": Rule(
         "geometry volume study options place reading session verdict worker worker.client worker.events "
         "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
         "worker.transport worker.blocking worker.logic",
         "numpy",
-        ours_inside="worker.answering batch batch.shelf batch.studies",
+        ours_inside="worker.answering worker.exporting batch batch.shelf batch.studies",
     ),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap calibration looking verification",

@@ -45,12 +45,11 @@ def export(arguments: Namespace) -> None:
     _tell(found, arguments)
 
 
-_PACKAGES = {"highdicom": DICOM_KINDS, "fhir.resources": ("fhir",), "reportlab": ("pdf", "dicom-pdf")}
-
-
 def _check_packages(kinds: list[str], send: bool) -> None:
     """ReaderError naming what is missing, before any work is done."""
-    needed = [name for name, users in _PACKAGES.items() if set(users) & set(kinds)]
+    from MedVLMReaderLib.export.writing import PACKAGES
+
+    needed = [name for name, users in PACKAGES.items() if set(users) & set(kinds)]
     for name in [*needed, *(["pynetdicom"] if send else [])]:
         try:
             importlib.import_module(name)

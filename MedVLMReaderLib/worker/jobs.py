@@ -11,7 +11,9 @@ from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.events import Event, Failed, OnEvent
 from MedVLMReaderLib.worker.protocol import view_plain, volume_plain, writing
 
-Needed = Literal["program", "model", "study"]
+Needed = Literal["program", "voxels", "model", "study"]
+"""What must be there first, each with what stands before it but for the voxels: those are written, and no model is
+loaded for them."""
 
 
 @dataclass(frozen=True)

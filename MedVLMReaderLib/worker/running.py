@@ -70,6 +70,11 @@ class Running:
         return self._private.path
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing is told any more."""
+        return self._closed
+
+    @property
     def busy(self) -> bool:
         """Whether anything has not ended."""
         return bool(self._line or self._later)
@@ -196,14 +201,15 @@ class Running:
 
     def _go_on(self, job: Job) -> None:
         """One thing that the job needs, or the job itself."""
-        if job.needs != "program" and self._loaded_choice != self.choice:
+        if job.needs in ("model", "study") and self._loaded_choice != self.choice:
             self._unload()
             self._begin(Step(self.next_number(), job, "load"), {"request": "load", **self.choice.plain()})
             return
-        study, first = job.study, job.needs == "model"
+        study, first = job.study, job.needs in ("voxels", "model")
         if study is not None and (first or study.number not in self.seen):
             if not study.written:
-                self._make_room()
+                if job.needs != "voxels":
+                    self._make_room()
                 self._writing = study.write(self.folder)
                 return
             if not first:
