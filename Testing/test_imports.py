@@ -215,7 +215,7 @@ RULES = {
     "constrained": Rule("reader reading structured study", "torch transformers regex"),
     "export": Rule(),
     "export.identity": Rule("dicom.slices", inside="pydicom"),
-    "export.source": Rule("dicom export export.identity reading volume", inside="pydicom"),
+    "export.source": Rule("dicom export export.identity reading volume", "numpy", inside="pydicom"),
     "export.*": Rule(
         "dicom geometry heatmap pictures reading report structured volume export export.*",
         "numpy",
