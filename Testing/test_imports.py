@@ -223,6 +223,14 @@ RULES = {
         ours_inside="report_pdf",
     ),
     "check": Rule("geometry volume files reading resources", "numpy"),
+    "install": Rule(),
+    "install.child": Rule(inside="pip"),  # runs alone in the Python that is set up
+    "install.pytorch_child": Rule(inside="PyTorchUtils"),  # runs alone in Slicer's Python
+    "install.fetching": Rule("install install.child", inside="huggingface_hub", ours_inside="download hub models"),
+    "install.collection": Rule(
+        "hub install install.child install.pip_words install.plan models worker worker.transport"
+    ),
+    "install.*": Rule("resources install install.* worker worker.transport"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),

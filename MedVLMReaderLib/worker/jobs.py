@@ -41,6 +41,11 @@ class Study:
     files: list[Path] = field(default_factory=list)
     written: bool = False
 
+    @property
+    def there(self) -> bool:
+        """Whether its files are written, and nobody has cleared them away since."""
+        return self.written and all(path.exists() for path in self.files)
+
     def request(self) -> dict[str, Any]:
         """The message that has the worker see it, once all is written."""
         volumes = [volume_plain(v, path.name) for v, path in zip(self.volumes, self.files, strict=True)]

@@ -82,7 +82,7 @@ class ProcessTransport:
         self._output()
         self._error()
         self.process = None
-        self.on_exit(code if int(status) == 0 else -1)
+        self.on_exit(code if int(status) == 0 else -(abs(code) or 1))  # of a crash, Qt says the signal's number
 
     def _not_started(self, error: Any) -> None:
         if int(error) != int(self.qt.QProcess.FailedToStart) or self.process is None:

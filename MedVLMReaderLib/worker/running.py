@@ -64,8 +64,8 @@ class Running:
 
     @property
     def folder(self) -> Path:
-        """The private folder, made when it is first needed. Raises OSError."""
-        if self._private is None:
+        """The private folder, made when it is first needed, or was cleared away. Raises OSError."""
+        if self._private is None or not self._private.path.is_dir():
             self._private = PrivateFolder()
         return self._private.path
 
@@ -207,7 +207,7 @@ class Running:
             return
         study, first = job.study, job.needs in ("voxels", "model")
         if study is not None and (first or study.number not in self.seen):
-            if not study.written:
+            if not study.there:
                 if job.needs != "voxels":
                     self._make_room()
                 self._writing = study.write(self.folder)
