@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,8 @@ def export(arguments: Namespace) -> None:
     from MedVLMReaderLib.export.sending import Target
     from MedVLMReaderLib.export.writing import export as write
 
-    kinds = list(dict.fromkeys(arguments.to))
-    _check_packages(kinds, bool(arguments.send))
+    kinds = list(dict.fromkeys(kind for some in arguments.to for kind in some))
+    check_packages(kinds, bool(arguments.send))
     target = Target.of(arguments.send) if arguments.send else None
     if target and not set(kinds) & set(DICOM_KINDS):
         raise ReaderError(f"Only DICOM can be sent. Add one of {', '.join(DICOM_KINDS)} to --to.")
@@ -45,7 +46,7 @@ def export(arguments: Namespace) -> None:
     _tell(found, arguments)
 
 
-def _check_packages(kinds: list[str], send: bool) -> None:
+def check_packages(kinds: Sequence[str], send: bool = False) -> None:
     """ReaderError naming what is missing, before any work is done."""
     from MedVLMReaderLib.export.writing import PACKAGES
 
