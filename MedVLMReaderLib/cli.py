@@ -387,6 +387,7 @@ def _export(commands: Commands) -> None:
     command.add_argument("reading", type=Path, metavar="READING", help="folder of a kept reading or chat")
     command.add_argument("--to", nargs="+", type=_kinds, required=True, metavar="KIND", help=", ".join(KINDS))
     command.add_argument("--source", type=Path, metavar="STUDY", help="the scan that was read; for DICOM, its series")
+    command.add_argument("--series", help=_SERIES)
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: READING/export)")
     part = command.add_mutually_exclusive_group()
     part.add_argument("--words", help="heatmaps of these words of the reading (default: all of it)")
@@ -396,8 +397,11 @@ def _export(commands: Commands) -> None:
     )
     command.add_argument("--subject", metavar="REF", help="of fhir: the patient on the server, such as Patient/17")
     command.add_argument("--original", type=Path, metavar="READING", help="what the model wrote, of an edited reading")
-    command.add_argument("--send", metavar="TITLE@HOST:PORT", help="store the DICOM objects at this archive (C-STORE)")
+    command.add_argument(
+        "--send", metavar="TARGET", help="store the DICOM objects: TITLE@HOST:PORT (C-STORE) or http(s)://... (STOW-RS)"
+    )
     command.add_argument("--list-findings", action="store_true", help="have the model list its findings as JSON")
+    command.add_argument("--verify", action="store_true", help="say of each finding whether the image supports it")
     _model(command, None)
 
 

@@ -223,7 +223,7 @@ RULES = {
     "export.*": Rule(
         "dicom geometry heatmap pictures reading report structured volume export export.*",
         "numpy",
-        inside="pydicom highdicom fhir pynetdicom",
+        inside="pydicom highdicom fhir pynetdicom dicomweb_client requests",
         ours_inside="report_pdf",
     ),
     "check": Rule("geometry volume files reading resources", "numpy"),
