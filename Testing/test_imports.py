@@ -140,14 +140,18 @@ RULES = {
     "batch": Rule("batch.desk batch.rounds"),
     "batch.shelf": Rule("reading", inside="fsspec"),
     "batch.host": Rule(),
+    "batch.exporting": Rule(
+        "batch.failure batch.shelf reading", ours_inside="export.source export.writing listing report"
+    ),
     "batch.sentence_pictures": Rule("pictures reading report_page volume"),
     "batch.failure": Rule("batch.shelf"),
-    "batch.summary": Rule("report_page batch.shelf", inside="pyarrow"),
-    "batch.studies": Rule("dicom.chosen dicom.index files room volume"),
+    "batch.summary": Rule("report_page batch.exporting batch.shelf", inside="pyarrow"),
+    "batch.studies": Rule("dicom dicom.chosen dicom.index files room volume"),
     "batch.desk": Rule(
-        "batch.failure batch.host batch.shelf reading study thumbnail volume", ours_inside="batch.sentence_pictures"
+        "batch.failure batch.host batch.shelf dicom reading study thumbnail volume",
+        ours_inside="batch.exporting batch.sentence_pictures",
     ),
-    "batch.rounds": Rule("batch.desk batch.shelf", ours_inside="batch.summary"),
+    "batch.rounds": Rule("batch.desk batch.exporting batch.shelf", ours_inside="batch.summary"),
     "batch.cluster": Rule(
         "batch.desk batch.failure batch.rounds batch.shelf", inside="ray torch", ours_inside="reader"
     ),
@@ -219,7 +223,7 @@ RULES = {
     "export.*": Rule(
         "dicom geometry heatmap pictures reading report structured volume export export.*",
         "numpy",
-        inside="pydicom highdicom fhir pynetdicom",
+        inside="pydicom highdicom fhir pynetdicom dicomweb_client requests",
         ours_inside="report_pdf",
     ),
     "check": Rule("geometry volume files reading resources", "numpy"),

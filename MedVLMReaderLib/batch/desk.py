@@ -10,13 +10,16 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from MedVLMReaderLib.batch.failure import error_files
 from MedVLMReaderLib.batch.host import host_facts
 from MedVLMReaderLib.batch.shelf import STUDY, Shelf, file_list
+from MedVLMReaderLib.dicom import is_key
 from MedVLMReaderLib.reading import MADE, Reading
 from MedVLMReaderLib.study import Stopped
 from MedVLMReaderLib.thumbnail import thumbnail
@@ -52,6 +55,9 @@ class Study(Protocol):
     def read(self) -> Volume:
         """Its voxels. Raises ReaderError where they cannot be had."""
 
+    def source(self) -> AbstractContextManager[Path | Sequence[Path]]:
+        """Where its DICOM files lie, a folder or all of them, while the context lasts; () where it is of none."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,11 +72,14 @@ class Settings:
     """Of the encoder and of the decoder, each."""
     pictures: bool = False
     """Keep a picture of every sentence's heatmap, and a page of them."""
+    to: tuple[str, ...] = ()
+    """Kinds of `export.writing` that each reading is exported as; no reading depends on it, and it may change."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON-ready data."""
         options = asdict(self.options) if is_dataclass(self.options) else self.options  # type: ignore[arg-type]
-        return {**asdict(replace(self, options=None)), "questions": list(self.questions), "options": options}
+        plain = {**asdict(replace(self, options=None)), "questions": list(self.questions), "options": options}
+        return {name: value for name, value in plain.items() if name != "to"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class Outcome:
     study: str
     state: State
     why: str = ""
+    refused: str = ""
+    """Why it was read and not exported."""
 
 
 class Desk:
@@ -93,7 +104,19 @@ class Desk:
 def read_study(
     desk: Desk, study: Study, place: Shelf, settings: Settings, stopped: Callable[[], bool] = lambda: False
 ) -> Outcome:
-    """Read one study and keep it, or what went wrong with it. Raises OSError where nothing can be kept."""
+    """Read one study and keep it, or what went wrong with it; then export it where the settings say so.
+
+    Raises OSError where nothing can be kept.
+    """
+    outcome = _kept_or_failed(desk, study, place, settings, stopped)
+    if settings.to and outcome.state in ("read", "there") and not stopped():
+        from MedVLMReaderLib.batch.exporting import export_study
+
+        return replace(outcome, refused=export_study(study, place, settings.to))
+    return outcome
+
+
+def _kept_or_failed(desk: Desk, study: Study, place: Shelf, settings: Settings, stopped: Callable[[], bool]) -> Outcome:
     if place.complete(study.id):
         return Outcome(study.id, "there")
     if stopped():
@@ -131,12 +154,17 @@ def _read(desk: Desk, study: Study, settings: Settings, stopped: Callable[[], bo
     files: dict[str, bytes] = {"thumbnail.png": thumbnail(volume)}
     for number, reading in enumerate(readings, 1):
         folder = f"{number:02d}/" if len(readings) > 1 else ""
-        reading = replace(reading, preparation={**reading.preparation, "study": key})
+        reading = replace(reading, preparation={**reading.preparation, "study": key, **_sources(volume)})
         files |= {f"{folder}{name}": content for name, content in _kept(reading, volume, settings).items()}
         made = json.loads(files[f"{folder}{MADE}"])
         made |= {"timings": {**took, **made["timings"]}, "host": {**host_facts(), "worker": desk.where}}
         files[f"{folder}{MADE}"] = json.dumps(made, indent=1).encode()
     return files | {STUDY: _contents(study.id, volume, key, files, len(readings))}
+
+
+def _sources(volume: Volume) -> dict[str, list[str]]:
+    """The series' key, by which an export knows it; a scene's names of nodes mean nothing elsewhere."""
+    return {"sources": [volume.source]} if is_key(volume.source) else {}
 
 
 def _asked(reader: Answers, seen: Any, question: str, settings: Settings, stopped: Callable[[], bool]) -> Reading:

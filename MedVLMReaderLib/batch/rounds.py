@@ -16,6 +16,7 @@ from typing import Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.batch.desk import Desk, Outcome, Settings, Study, read_study
+from MedVLMReaderLib.batch.exporting import is_exported
 from MedVLMReaderLib.batch.shelf import RUN, Shelf
 
 AHEAD = 2
@@ -44,6 +45,8 @@ class Report:
     there: int
     failed: int
     stopped: bool = False
+    refused: int = 0
+    """Studies that are read and could not be exported."""
 
     @property
     def missing(self) -> int:
@@ -117,27 +120,30 @@ def read_all(
         for stray in begun - set(ids):
             place.drop(stray)
         # Those that a crash interrupted come last: were one of them its cause, the others are read all the same.
-        report = _gone_through(rounds, sorted(studies, key=lambda one: one.id in begun), place, progress, stopped)
+        report = _gone_through(
+            rounds, sorted(studies, key=lambda one: one.id in begun), place, settings.to, progress, stopped
+        )
         write_summary(place)
     return report
 
 
 def _gone_through(
-    rounds: Rounds, studies: Sequence[Study], place: Shelf, progress: Callable[[Progress], None],
+    rounds: Rounds, studies: Sequence[Study], place: Shelf, to: Sequence[str], progress: Callable[[Progress], None],
     stopped: Callable[[], bool],
 ) -> Report:  # fmt: skip
     """Everything that is not there yet, in order."""
-    waiting = [study for study in studies if not place.complete(study.id)]
+    waiting = [study for study in studies if not (place.complete(study.id) and is_exported(place, study.id, to))]
     counts = {"read": 0, "failed": 0, "there": len(studies) - len(waiting), "stopped": 0}
-    began, total = time.monotonic(), len(studies)
+    began, total, refused = time.monotonic(), len(studies), 0
     progress(Progress(total, counts["there"], 0, None))
     here_before = counts["there"]
     for outcome in rounds(waiting, stopped):
         counts[outcome.state] += 1
+        refused += bool(outcome.refused)
         through = counts["read"] + counts["failed"] + counts["there"]
         each = (time.monotonic() - began) / max(through - here_before, 1)
         progress(Progress(total, through, counts["failed"], each * (total - through), outcome))
-    return Report(total, counts["read"], counts["there"], counts["failed"], bool(stopped()))
+    return Report(total, counts["read"], counts["there"], counts["failed"], bool(stopped()), refused)
 
 
 def check_settings(place: Shelf, settings: Settings) -> None:

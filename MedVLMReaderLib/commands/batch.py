@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.commands import FINE, INTERRUPTED, WRONG
+from MedVLMReaderLib.commands.export import check_packages
 from MedVLMReaderLib.commands.terminal import Stop, bar, loaded, say, say_json, step, unwritable, warn
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def batch(arguments: Namespace) -> int:
     from MedVLMReaderLib.batch.studies import questions_of
 
     questions = questions_of(arguments.questions) if arguments.questions else ()
+    check_packages(arguments.to)
     place = shelf(arguments.out)
     threads = _threads(arguments, place)
     with (
@@ -105,7 +107,7 @@ def _way(
             arguments.longest, not arguments.no_heatmaps,
         )  # fmt: skip
         with Cluster(arguments.ray, spec, arguments.workers) as cluster:
-            settings = replace(cluster.settings(questions), pictures=arguments.pictures)
+            settings = replace(cluster.settings(questions), pictures=arguments.pictures, to=arguments.to)
             yield cluster.rounds(str(arguments.out), settings), settings
         return
     reader = loaded(arguments.model, arguments)
@@ -117,8 +119,9 @@ def _way(
     options = Options(longest=arguments.longest, heatmaps=not arguments.no_heatmaps)
     model = reader.model
     settings = Settings(
-        model.name, model.revision, questions or (reader.report_request(),), options, threads, arguments.pictures
-    )
+        model.name, model.revision, questions or (reader.report_request(),), options, threads, arguments.pictures,
+        arguments.to,
+    )  # fmt: skip
     yield here(Desk(reader), place, settings), settings
 
 
@@ -144,6 +147,8 @@ def _shown(total: int, arguments: Namespace) -> Iterator[Any]:
             shown.update(now.done - shown.n)
             if now.last is not None and now.last.state == "failed" and now.failed <= SHOWN and not arguments.json:
                 warn(f"{now.last.study} failed: {now.last.why}")
+            if now.last is not None and now.last.refused and not arguments.json:
+                warn(f"{now.last.study} was not exported: {now.last.refused}")
 
         yield told
 
@@ -161,11 +166,12 @@ def _told(report: Report, arguments: Namespace) -> int:
     else:
         parts = [f"{report.read} studies read", f"{report.failed} failed"]
         parts += [f"{report.there} were there already"] if report.there else []
+        parts += [f"{report.refused} not exported"] if report.refused else []
         parts += [f"{report.missing} still to be read: start the same command again"] if report.missing else []
         say(f"{', '.join(parts)}. See summary.csv and index.html in {arguments.out}.")
     if report.stopped and report.missing:
         return INTERRUPTED
-    return WRONG if report.failed or report.missing else FINE
+    return WRONG if report.failed or report.refused or report.missing else FINE
 
 
 def _keep_names(path: Path, studies: Sequence[Study]) -> None:

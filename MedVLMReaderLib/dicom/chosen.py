@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,11 @@ class SeriesStudy:
         return tuple(str(path) for path in (*self.paths, *folders)) + tuple(
             part for folder in folders for part in folder.parts[-3:]
         )
+
+    @contextmanager
+    def source(self) -> Iterator[Sequence[Path]]:
+        """Its files."""
+        yield self.paths
 
     def read(self) -> Volume:
         """Its voxels; ReaderError where files are gone or damaged since they were indexed."""

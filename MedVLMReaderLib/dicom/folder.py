@@ -53,13 +53,15 @@ class SeriesFiles:
         return volume_of(self._stack)
 
 
-def series_files(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, ...]:
-    """Every volume under a folder, or among a list of files such as Slicer's database names.
+def series_files(place: str | Path | Sequence[str | Path], series: str | None = None) -> tuple[SeriesFiles, ...]:
+    """Every volume under a folder, or among a list of files such as Slicer's database names; `series` as `read_series`.
 
     Raises ReaderError where there is none, or a listed file is missing.
     """
     if isinstance(place, str | Path):
-        stacks = _stacks(Path(place).expanduser(), None)[0]
+        path = Path(place).expanduser()
+        stacks = _stacks(path, series)[0]
+        stacks = [_chosen(stacks, series, path)] if series is not None else stacks
     else:
         for path in place:
             check_readable(Path(path))

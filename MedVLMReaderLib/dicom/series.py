@@ -58,6 +58,11 @@ def key_of(stack: Stack) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
+def is_key(source: str) -> bool:
+    """Whether a volume's `source` is such a key."""
+    return len(source) == 16 and not set(source) - set("0123456789abcdef")
+
+
 def with_damaged(volume: Volume, damaged: int) -> Volume:
     """The volume, with a note that so many files beside it could not be read."""
     if not damaged:
