@@ -328,14 +328,13 @@ def _calibrate(commands: Commands) -> None:
     command = _add(
         commands, "calibrate", "calibrate:calibrate", "find which heads of a model point at what a sentence says",
         "On made studies, whose findings have known places. The heads are kept beside the model's files and used by\n"
-        "every later look at its attention. With --table: compares ways of looking instead, and keeps nothing.",
+        "every later look at its attention. `evaluate heatmaps` compares them with other ways of looking.",
         "calibrate --model built-in --seeds 600000-600099",
-        "calibrate --model my-model --seeds 500000-500299 --table --json --out table.json",
+        "calibrate --model my-model --out heads.json",
     )  # fmt: skip
     command.add_argument(
         "--seeds", type=_seeds, default=range(600000, 600100), metavar="A-B", help="(default: 600000-600099)"
     )
-    command.add_argument("--table", action="store_true", help="pointing and overlap of every way of looking")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="keep it there instead, as JSON")
 
@@ -343,21 +342,31 @@ def _calibrate(commands: Commands) -> None:
 def _evaluate(commands: Commands) -> None:
     command = _add(
         commands, "evaluate", "evaluate:evaluate", "measure how well a model reads",
-        "phantom and verification: on made studies with known findings. retrieval, report and vqa: as the papers\n"
-        "measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label maps\n"
-        "of one folder against those of another. Every figure has its 95 % interval.",
+        "phantom, heatmaps and verification: on made studies with known findings. retrieval, report and vqa: as the\n"
+        "papers measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label\n"
+        "maps of one folder against those of another. Every figure has its 95 % interval.",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
+        "evaluate heatmaps --seeds 500000-500299 --kept heatmaps.jsonl",
         "evaluate vqa --cases M3D_VQA_test.csv --root M3D --model med3dvlm --answers answers.jsonl",
         "evaluate report --seeds 900000-900099 --answers answers.jsonl",
     )  # fmt: skip
     command.add_argument(
-        "what", choices=["phantom", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
-        help="phantom: made studies; verification: whether it tells true sentences from exchanged ones; domain: "
-        "whether it flags scans that it has not learned to read",
+        "what",
+        choices=["phantom", "heatmaps", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
+        help="phantom: made studies; heatmaps: which way of looking points at what a sentence says; verification: "
+        "whether it tells true sentences from exchanged ones; domain: whether it flags scans that it has not learned "
+        "to read",
     )  # fmt: skip
     command.add_argument("--seeds", type=_seeds, metavar="A-B", help="made studies, both ends included")
     command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
+    command.add_argument(
+        "--kept",
+        type=Path,
+        metavar="FILE",
+        help="of heatmaps and verification: keep each study there, and go on from it",
+    )
+    command.add_argument("--page", type=Path, metavar="FILE", help="of heatmaps: put the table into this Markdown page")
     command.add_argument("--scans", type=Path, nargs="+", metavar="SCAN", help="of domain: scans that it should flag")
     command.add_argument("--cases", type=Path, metavar="FILE", help="a data set instead of made studies")
     command.add_argument("--root", type=Path, metavar="DIR", help="where its paths start (default: beside it)")

@@ -125,9 +125,10 @@ RULES = {
     ),
     "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),
     "calibration": Rule(),
-    "looking": Rule("geometry study attention prefix reading", "numpy torch"),
+    "relevance": Rule("geometry study attention prefix", "numpy torch"),
+    "looking": Rule("geometry study attention prefix reading relevance", "numpy torch"),
     "verdict": Rule("", "numpy"),
-    "verification": Rule("geometry volume study heatmap attention verdict", "numpy scipy torch"),
+    "verification": Rule("geometry volume study heatmap attention relevance verdict", "numpy scipy torch"),
     "quantise": Rule("", "torch", "bitsandbytes"),
     "weights": Rule("memory models shards quantise", "torch transformers"),
     "copies": Rule("download manifest quantise shards weights", "torch safetensors"),
@@ -198,13 +199,20 @@ RULES = {
     "evaluation.phantom": Rule(
         f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader training.made_data"
     ),
+    "evaluation.rows": Rule(),
+    "evaluation.forced": Rule(f"{GROUND} {MADE} reading evaluation evaluation.*", ours_inside="reader"),
+    "evaluation.heatmaps": Rule(
+        f"{GROUND} {MADE} reading evaluation evaluation.*",
+        "numpy",
+        ours_inside="attention looking options reader relevance",
+    ),
     "evaluation.calibration": Rule(
         f"{GROUND} {MADE} reading calibration evaluation evaluation.*",
-        "numpy scipy",
-        ours_inside="attention looking reader",
+        "numpy",
+        ours_inside="attention looking reader relevance",
     ),
     "evaluation.verification": Rule(
-        f"{GROUND} {MADE} reading evaluation evaluation.*", "numpy scipy", ours_inside="reader"
+        f"{GROUND} {MADE} reading verdict evaluation evaluation.*", "numpy", "torch", ours_inside="reader relevance"
     ),
     "evaluation.domain": Rule("geometry volume study phantom", "numpy", ours_inside="reader"),
     "evaluation.language": Rule(inside="bert_score nltk rouge_score sacrebleu torch"),
