@@ -176,7 +176,7 @@ RULES = {
         ours_inside="worker.answering worker.exporting batch batch.shelf batch.studies",
     ),
     "reader": Rule(
-        f"{GROUND} {LEARNED} heatmap calibration looking verification",
+        f"{GROUND} {LEARNED} heatmap calibration looking relevance verification",
         "numpy torch transformers tokenizers safetensors",
         ours_inside="models.*",
     ),
@@ -193,7 +193,7 @@ RULES = {
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
-        "accelerate monai ot peft tensorboard",
+        "accelerate huggingface_hub monai ot peft tensorboard",
     ),
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
