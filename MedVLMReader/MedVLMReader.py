@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import qt
@@ -18,6 +19,10 @@ from slicer.ScriptedLoadableModule import (
 HERE = Path(__file__).resolve().parent
 if not (HERE / "MedVLMReaderLib").is_dir() and (HERE.parent / "MedVLMReaderLib").is_dir():
     sys.path.insert(0, str(HERE.parent))  # a checkout: the library lies beside the module's folder
+
+from MedVLMReaderQt.sample import NAME as SAMPLE  # noqa: E402
+from MedVLMReaderQt.sample import register  # noqa: E402
+from MedVLMReaderQt.set_up import SetUpView  # noqa: E402
 
 from MedVLMReaderLib.case import readers  # noqa: E402
 from MedVLMReaderLib.console import Console  # noqa: E402
@@ -48,6 +53,7 @@ class MedVLMReader(ScriptedLoadableModule):
             "questions, and shows where the model looked. Research software. Not for clinical use."
         )
         parent.acknowledgementText = _("See the README for the papers whose models are implemented.")
+        slicer.app.connect("startupCompleted()", register)
 
 
 def python():
@@ -78,8 +84,12 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         client = Client(self.transport, python=python())
         self.panel = Panel(slicer.mrmlScene, client, self.touched, file_of, slicer.app.processEvents)
         self.form = Drawing(qt, self.ui, _("Edited; the model's draft is kept in the scene."))
+        form = self.resourcePath("UI/MedVLMReaderSetUp.ui")
+        self.set_up = SetUpView(form, lambda: ProcessTransport(qt, slicer.app.processEvents), client.use)
+        self.layout.addWidget(self.set_up.widget)
         self._fill()
         self._connect()
+        self.connected += self.set_up.connected
         self._shortcuts(widget)
         self.worker_timer, self.draw_timer = qt.QTimer(), qt.QTimer()
         self.worker_timer.setInterval(WORK_MS)
@@ -96,6 +106,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def cleanup(self):
         for timer in (self.worker_timer, self.draw_timer):
             timer.stop()
+        self.set_up.close()
         self.panel.close()
         self.transport.close()
 
@@ -121,7 +132,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def _connect(self):
         ui, panel = self.ui, self.panel
         clicks = {
-            ui.readButton: panel.read, ui.stopButton: panel.stop, ui.freeButton: panel.free, ui.askButton: self.ask,
+            ui.readButton: self.read, ui.stopButton: panel.stop, ui.freeButton: panel.free, ui.askButton: self.ask,
             ui.copyButton: self.copy, ui.saveButton: self.save, ui.sawButton: panel.show_what_it_saw,
             ui.verifyButton: panel.verify, ui.plotButton: panel.plot, ui.hideButton: panel.hide,
             ui.restoreButton: panel.restore, ui.exportButton: self.export, ui.readSceneButton: self.read_scene,
@@ -148,7 +159,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def _shortcuts(self, widget):
         self.shortcuts = []
         for keys, call in (
-            ("Ctrl+Return", self.panel.read), ("Esc", self.panel.stop), ("Ctrl+Shift+C", self.copy),
+            ("Ctrl+Return", self.read), ("Esc", self.panel.stop), ("Ctrl+Shift+C", self.copy),
             ("Ctrl+Shift+H", self.panel.hide),
         ):  # fmt: skip
             shortcut = qt.QShortcut(widget)
@@ -162,7 +173,20 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def touched(self):
         self.dirty = True
 
+    def read(self):
+        self._with_models(self.panel.read)
+
     def ask(self):
+        self._with_models(self._ask)
+
+    def _with_models(self, then):
+        """Set-up first, where there is something to read at all."""
+        if self.panel.scan is None:
+            then()
+        else:
+            self.set_up.when_ready(then)
+
+    def _ask(self):
         self.panel.ask(self.ui.questionEdit.text)
         if not self.panel.message:
             self.ui.questionEdit.setText("")
@@ -237,6 +261,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
     def work(self):
         self.panel.advance()
+        self.set_up.advance()
 
     def draw(self):
         if not self.dirty or self.drawing:
@@ -274,13 +299,44 @@ class MedVLMReaderLogic(ScriptedLoadableModuleLogic, Console):
 
 
 class MedVLMReaderTest(ScriptedLoadableModuleTest):
-    """For Slicer's own test runner."""
+    """For Slicer's own test runner, and its button 'Reload and Test'. Nothing is installed, nothing fetched."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear(0)
+        self.widget = slicer.modules.medvlmreader.widgetRepresentation().self()
 
     def runTest(self):
-        """The module loads, finds no volume, and says so."""
-        slicer.mrmlScene.Clear(0)
-        widget = slicer.modules.medvlmreader.widgetRepresentation().self()
-        widget.panel.read()
-        assert "no volume" in widget.panel.message
-        assert all(widget.connected)
+        for test in (
+            self.test_every_button_is_connected, self.test_without_a_volume_it_says_so,
+            self.test_the_sample_study_is_in_sample_data, self.test_set_up_says_what_is_installed,
+        ):  # fmt: skip
+            self.setUp()
+            test()
         self.delayDisplay("Test passed")
+
+    def test_every_button_is_connected(self):
+        self.assertGreater(len(self.widget.connected), 25)
+        self.assertTrue(all(self.widget.connected))
+
+    def test_without_a_volume_it_says_so(self):
+        self.widget.panel.read()
+        self.assertIn("no volume", self.widget.panel.message)
+
+    def test_the_sample_study_is_in_sample_data(self):
+        import SampleData
+
+        register()
+        node = SampleData.downloadSample(SAMPLE)
+        self.assertEqual(node.GetName(), SAMPLE)
+        self.widget.panel.choose_scan(node)
+        self.assertEqual(self.widget.panel.message, "")
+
+    def test_set_up_says_what_is_installed(self):
+        one = self.widget.set_up.setting_up
+        one.look()
+        end = time.monotonic() + 60
+        while one.busy and time.monotonic() < end:
+            slicer.app.processEvents()
+            one.advance()
+        self.assertIn(one.shown().stage, ("ready", "needed", "refused"))
+        self.assertTrue(one.shown().headline or one.shown().message)

@@ -67,6 +67,14 @@ class Client:
         self.running = Running(transport, python, environment, on_exit)
         self.studies: dict[int, Study] = {}
 
+    def use(self, python: str) -> None:
+        """Read with another interpreter; a program that another one runs is ended, and starts with the next request."""
+        program = self.running.program
+        if python != program.python:
+            program.python = python
+            if program.state != "off":
+                self.free()
+
     # ---- What can be asked -------------------------------------------------------------------------------------
 
     def load(

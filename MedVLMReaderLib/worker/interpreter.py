@@ -13,8 +13,11 @@ SETTING, VARIABLE = "MedVLMReader/python", "MEDVLM_PYTHON"
 def interpreter(chosen: object = None, executable: str = sys.executable) -> str:
     """The one that was chosen, else PythonSlicer beside the program, else the program itself."""
     wanted = str(chosen or os.environ.get(VARIABLE) or "")
-    if wanted:
-        return wanted
+    return wanted or beside(executable)
+
+
+def beside(executable: str) -> str:
+    """PythonSlicer beside Slicer's program, else the program itself."""
     home = Path(executable).parent
-    beside = (folder / name for name in ("PythonSlicer", "PythonSlicer.exe") for folder in (home, home.parent / "bin"))
-    return next((str(path) for path in beside if path.exists()), executable)
+    found = (folder / name for name in ("PythonSlicer", "PythonSlicer.exe") for folder in (home, home.parent / "bin"))
+    return next((str(path) for path in found if path.exists()), executable)

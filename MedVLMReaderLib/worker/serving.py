@@ -199,7 +199,8 @@ def told(error: BaseException) -> tuple[str, str, Trouble]:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return (
             f"The Python that reads ({sys.executable}) lacks '{error.name}'.",
-            "Install it there: pip install 'medvlmreader[models]'; or choose another Python.", "mend",
+            "In Slicer open 'Set-up and models' and look again. Elsewhere install it there: pip install "
+            "'medvlmreader[models]'; or choose another Python.", "mend",
         )  # fmt: skip
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         return (
