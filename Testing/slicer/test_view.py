@@ -202,3 +202,23 @@ def test_html_in_an_answer_is_shown_letter_by_letter(host: Host, core: SlicerCor
     assert view.ui.findingsEdit.plainText == evil
     view.ui.reportBrowser.anchorClicked.emit(host.qt.QUrl("https://example.org"))
     assert "is no place in this scan" in view.panel.message
+
+
+def test_ticked_kinds_are_kept_with_the_scene_and_nothing_is_exported_without_a_report(
+    host: Host, core: SlicerCore, view: Any, tmp_path: Path
+) -> None:
+    sample(core)
+    host.until(lambda: view.panel.scan is not None and not view.dirty)
+    assert view.ui.exportButton.enabled is False
+    assert (view.ui.pdfBox.checked, view.ui.textBox.checked, view.ui.srBox.checked) == (True, True, False)
+    view.ui.srBox.click()
+    view.ui.textBox.click()
+    assert view.panel.settings.kinds == "pdf sr"
+    assert core.save(tmp_path / "scene.mrb")
+    assert core.open(tmp_path / "scene.mrb")
+    view.draw()
+    assert (view.ui.pdfBox.checked, view.ui.textBox.checked, view.ui.srBox.checked) == (True, False, True)
+    host.chosen = [str(tmp_path / "out")]
+    view.export()
+    assert view.panel.message.startswith("There is no report to export")
+    assert not (tmp_path / "out").exists()
