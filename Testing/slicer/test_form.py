@@ -23,7 +23,7 @@ REAL: dict[str, Any] = json.loads((Path(__file__).parent / "real_widgets.json").
 TREE = ElementTree.parse(UI)
 CLASSES = {str(one.get("name")): str(one.get("class")) for one in TREE.iter("widget")}
 OTHERS = {"worker_timer": "QTimer", "draw_timer": "QTimer", "timer": "QTimer", "shortcut": "QShortcut",
-          "process": "QProcess", "button": "QPushButton", "box": "QCheckBox"}  # fmt: skip
+          "process": "QProcess", "app": "qSlicerApplication", "button": "QPushButton", "box": "QCheckBox"}  # fmt: skip
 """Senders in the code that are not of the form."""
 
 
