@@ -75,7 +75,7 @@ def studies_in(scene_: Node) -> list[Any]:
 
 def studies_of(nodes: Iterable[Node]) -> list[Any]:
     """The same of some volume nodes; those that are no scans are left out."""
-    from MedVLMReaderLib.studies import GivenStudy, opaque
+    from MedVLMReaderLib.batch.studies import GivenStudy, opaque
 
     found: dict[str, Any] = {}
     for node in nodes:

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import heads_of, relevance
+from MedVLMReaderLib.attention import heads_of
 from MedVLMReaderLib.calibration import Calibration
 from MedVLMReaderLib.calibration import found as found_calibration
 from MedVLMReaderLib.choice import chosen_device, loaded
@@ -37,6 +37,7 @@ from MedVLMReaderLib.options import USUAL
 from MedVLMReaderLib.options import Options as Options
 from MedVLMReaderLib.prefix import READ_AGAIN, Lent, Prefix, out_of_memory, rest
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
+from MedVLMReaderLib.relevance import relevance
 from MedVLMReaderLib.sinks import watched
 from MedVLMReaderLib.stopping import stoppable
 from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
@@ -225,7 +226,8 @@ class Reader:
         chosen = known.heads if known else heads_of(self.model.decoder, layers, heads)
         how = known.choice if known else ("the later half" if layers is None and heads is None else "as asked for")
         trace = attention_trace(
-            self.model, seen, messages, answer.ids, spans, rows, chosen, how, self.prefix, to_generic=relative
+            self.model, seen, messages, answer.ids, spans, rows, chosen, how, self.prefix, to_generic=relative,
+            weighed=known is not None and known.weighed,
         )  # fmt: skip
         return with_trace(reading, said, trace)
 

@@ -48,13 +48,13 @@ class Source:
         return str(self.identity.StudyInstanceUID)
 
 
-def source_of(reading: Reading, place: str | Path | Sequence[str | Path]) -> Source:
-    """The source of a reading, in a folder, beside a file, or among a list of files.
+def source_of(reading: Reading, place: str | Path | Sequence[str | Path], series: str | None = None) -> Source:
+    """The source of a reading, in a folder, beside a file, or among a list of files; `series` names one in a folder.
 
     Raises ReaderError with the reason where it is not DICOM, is gone, was changed since or anonymised differently,
     mixes patients, or lacks what an archive files by.
     """
-    found = _candidates(place)
+    found = _candidates(place, series)
     keys = [str(key) for key in reading.preparation.get("sources", [])]
     parts = [_by_key(found, key, reading) for key in keys] if keys else [_by_geometry(found, reading)]
     volume = parts[0].volume()
@@ -122,7 +122,7 @@ def files_of(instance_uids: Iterable[str], file_of: Callable[[str], str]) -> tup
     return tuple(dict.fromkeys(Path(path) for path in paths))
 
 
-def _candidates(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, ...]:
+def _candidates(place: str | Path | Sequence[str | Path], series: str | None) -> tuple[SeriesFiles, ...]:
     if isinstance(place, str | Path):
         path = Path(place).expanduser()
         check_readable(path)
@@ -131,7 +131,7 @@ def _candidates(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, 
                 f"'{path}' is not DICOM: no patient or study is known to which an object could belong. "
                 "Export text, Markdown, PDF or FHIR without --source, or name the DICOM folder that it was made from."
             )
-    return series_files(place)
+    return series_files(place, series)
 
 
 def _by_key(found: Sequence[SeriesFiles], key: str, reading: Reading) -> SeriesFiles:
@@ -154,7 +154,7 @@ def _by_geometry(found: Sequence[SeriesFiles], reading: Reading) -> SeriesFiles:
     if len(same) == 1:
         return same[0]
     if same:
-        raise ReaderError(f"{len(same)} series there have the voxels that were read. Name the folder of one of them.")
+        raise ReaderError(f"{len(same)} series there have the voxels that were read. Name one of them with --series.")
     raise ReaderError(f"The series that was read is not there: gone, moved, or never DICOM. {_GONE}")
 
 

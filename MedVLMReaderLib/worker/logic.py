@@ -13,8 +13,9 @@ from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.session import ChatSession
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.blocking import WorkerReader
-from MedVLMReaderLib.worker.client import Client, Words
+from MedVLMReaderLib.worker.client import Client
 from MedVLMReaderLib.worker.events import Answered, Heatmap, OnEvent
+from MedVLMReaderLib.worker.plain import Words
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Logic:
 
         `progress` is told a `batch.Progress` after each; once `stopped` says True, what is done stays.
         """
-        from MedVLMReaderLib.studies import studies_of
+        from MedVLMReaderLib.batch.studies import studies_of
 
         studies = studies_of(Path(folder))
         return self.read_studies(studies, out, questions, options=options, progress=progress, stopped=stopped)
@@ -109,7 +110,7 @@ class Logic:
     ) -> Any:  # fmt: skip
         """The same of studies as `batch` has them."""
         from MedVLMReaderLib.batch import Desk, Settings, here, read_all
-        from MedVLMReaderLib.shelf import shelf
+        from MedVLMReaderLib.batch.shelf import shelf
 
         model = self.reader.model
         settings = Settings(model.name, model.revision, questions or (model.request,), options)

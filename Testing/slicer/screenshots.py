@@ -24,25 +24,36 @@ LABEL = (
 )
 
 
-def composed(host: Host, panel: Any, views: dict[str, Any], width: int = 560) -> Any:
-    """The panel on the left, the views below each other on the right, what it is underneath."""
+def picture_of(host: Host, panel: Any, width: int = 560) -> Any:
+    """The panel as wide as a module's, as high as it wants to be."""
     qt = host.qt
-    side = 360
-    height = max(3 * side + 8, panel.sizeHint.height() + 120)
-    panel.resize(width, height)
     panel.show()
-    qt.QApplication.processEvents()
-    left = panel.grab()
-    whole = qt.QPixmap(width + side + 12, height + 28)
+    for _ in range(3):  # texts that wrap ask for their height once they know their width
+        panel.resize(width, panel.layout().totalHeightForWidth(width))
+        qt.QApplication.processEvents()
+    return panel.grab()
+
+
+def beside(host: Host, core: SlicerCore, panel: Any) -> Any:
+    """The panel on the left, the views below each other on the right, what it is underneath."""
+    qt, left = host.qt, picture_of(host, panel)
+    side = (left.height() - 8) // 3
+    for view in core.views.values():
+        view.size = (side, side)
+        view.window.SetSize(side, side)
+        offset = view.node.GetSliceOffset()
+        view.fit()
+        view.node.SetSliceOffset(offset)
+    whole = qt.QPixmap(left.width() + side + 8, left.height() + 28)
     whole.fill(qt.QColor(255, 255, 255))
     painter = qt.QPainter(whole)
     painter.drawPixmap(0, 0, left)
-    for n, picture in enumerate(views.values()):
+    for n, picture in enumerate(core.pictures().values()):
         rows, columns, _ = picture.shape
         data = np.ascontiguousarray(picture)
         image = qt.QImage(data.tobytes(), columns, rows, 3 * columns, qt.QImage.Format_RGB888)
-        painter.drawImage(width + 8, n * (side + 4), image)
-    painter.drawText(8, height + 19, LABEL)
+        painter.drawImage(left.width() + 8, n * (side + 4), image)
+    painter.drawText(8, left.height() + 19, LABEL)
     painter.end()
     return whole
 
@@ -76,10 +87,16 @@ def main() -> int:
     host.until(lambda: view.panel.case.heat is not None or bool(view.panel.message))
     host.until(lambda: not view.dirty)
     OUT.mkdir(parents=True, exist_ok=True)
-    path = OUT / "panel.png"
-    composed(host, view.parent, core.pictures()).save(str(path))
+    beside(host, core, view.parent).save(str(OUT / "panel.png"))
+    view.ui.reportTabs.setCurrentIndex(1)
+    for section, closed in (
+        (view.ui.inputSection, True), (view.ui.chatSection, True), (view.ui.heatSection, True),
+        (view.ui.exportSection, False), (view.ui.manySection, False),
+    ):  # fmt: skip
+        section.collapsed = closed
+    picture_of(host, view.parent).save(str(OUT / "panel-export.png"))
     view.cleanup()
-    print(path.relative_to(ROOT))
+    print("panel.png, panel-export.png")
     return 0 if not pythonqt.slot_errors and not view.panel.message else 1
 
 

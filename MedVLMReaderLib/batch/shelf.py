@@ -45,7 +45,7 @@ class Shelf(Protocol):
         """The content of a file; None where there is none."""
 
     def write(self, files: dict[str, bytes]) -> None:
-        """Keep files that belong to no study, each whole."""
+        """Keep files of a run, or beside those of a study, each whole and in order."""
 
     def studies(self) -> list[str]:
         """Everything that has been read or has failed, in order."""
@@ -113,7 +113,8 @@ class FolderShelf:
             return None
 
     def write(self, files: dict[str, bytes]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_whole({self.folder / name: content for name, content in files.items()})
 
     def studies(self) -> list[str]:

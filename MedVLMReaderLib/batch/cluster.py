@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.batch import AHEAD, Desk, Outcome, Rounds, Settings, Study, read_study
-from MedVLMReaderLib.failure import error_files
-from MedVLMReaderLib.shelf import shelf
+from MedVLMReaderLib.batch.desk import Desk, Outcome, Settings, Study, read_study
+from MedVLMReaderLib.batch.failure import error_files
+from MedVLMReaderLib.batch.rounds import AHEAD, Rounds
+from MedVLMReaderLib.batch.shelf import shelf
 
 LOCAL = "local"
 """The address of a cluster that is started here, for this run alone."""

@@ -19,7 +19,6 @@ import numpy as np
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.voxels import narrowed, rescaled
 
 _MARKS = {  # what may tell apart two pictures of the same place, most telling first
     "TemporalPositionIdentifier": "time", "TemporalPositionIndex": "time",
@@ -41,7 +40,7 @@ _TAGS = [
     "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *_MARKS,
 ]  # fmt: skip
 _NO_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR"}  # pixels that are drawn or computed on a scan
-_DAMAGED = "A DICOM header is damaged. Copy or export the series again."
+DAMAGED = "A DICOM header is damaged. Copy or export the series again."
 _RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -125,7 +124,7 @@ def header_of(path: Path) -> Any:
         with quiet():
             return pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
     except Exception:  # a damaged header makes the parser raise anything; its words may hold header text
-        raise ReaderError(_DAMAGED) from None
+        raise ReaderError(DAMAGED) from None
 
 
 def slices_of(path: Path) -> tuple[list[Slice], bool]:
@@ -140,9 +139,9 @@ def slices_of(path: Path) -> tuple[list[Slice], bool]:
             picture = "Rows" in header and _code(header.get("Modality")) not in _NO_SCANS
             cut_short = "Rows" not in header and _says_image(header)
     except Exception:  # values are parsed when they are asked for: see header_of
-        raise ReaderError(_DAMAGED) from None
+        raise ReaderError(DAMAGED) from None
     if cut_short:
-        raise ReaderError(_DAMAGED)
+        raise ReaderError(DAMAGED)
     return placed, picture
 
 
@@ -297,49 +296,5 @@ def _short(value: Any) -> str:
     return f"{float(value):g}" if isinstance(value, (int, float)) else text
 
 
-def pictures(slices: list[Slice]) -> list[Array]:
-    """(rows, columns) numbers of each slice, rescaled. Raises ReaderError where pixels are missing or stay packed."""
-    members: dict[Path, list[int]] = {}
-    for n, one in enumerate(slices):
-        members.setdefault(one.path, []).append(n)
-    out: dict[int, Array] = {}
-    for path, numbers in members.items():
-        pixels = _pixels(path)
-        for n in numbers:
-            frame = slices[n].frame
-            stack = pixels[None] if frame is None else pixels
-            if stack.shape[1:] != slices[n].shape or (frame or 0) >= len(stack):
-                raise ReaderError(_DAMAGED)
-            out[n] = _scaled(stack[frame or 0], slices[n])
-    return [out[n] for n in range(len(slices))]
-
-
-def _scaled(stored: Array, one: Slice) -> Array:
-    if one.mirror is not None and stored.dtype.kind in "iu":
-        stored = narrowed(one.mirror - stored.astype(np.int32))
-    return rescaled(stored, one.slope, one.intercept)
-
-
 def _mirror(header: Any) -> int:
     return -1 if int(header.get("PixelRepresentation", 0) or 0) else 2 ** int(header.get("BitsStored", 16) or 16) - 1
-
-
-def _pixels(path: Path) -> Array:
-    import pydicom
-    from pydicom.pixels.processing import apply_modality_lut
-
-    name = "an unknown transfer syntax"
-    try:
-        with quiet():
-            dataset = pydicom.dcmread(path, force=True)
-            syntax = dataset.file_meta.TransferSyntaxUID
-            name = syntax.name if syntax.name != syntax else name  # named by the standard, not by the file
-            pixels: Array = dataset.pixel_array
-            if "ModalityLUTSequence" in dataset:
-                pixels = apply_modality_lut(pixels, dataset)
-            return pixels
-    except Exception:  # decoders raise anything, and their words may hold header text
-        raise ReaderError(
-            f"The pixels of a slice ({name}) are cut short or cannot be decoded. Copy or export the series again; "
-            "if it is whole, install pylibjpeg, pylibjpeg-libjpeg and pylibjpeg-openjpeg."
-        ) from None

@@ -6,16 +6,16 @@ Files are put into a private temporary folder while they are read. Credentials c
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.dicom import by_series, parts, volume_of
-from MedVLMReaderLib.dicom_index import THINNEST, Indexed, chosen, indexed
-from MedVLMReaderLib.dicom_slices import Slice, quiet, slices_of
+from MedVLMReaderLib.dicom.chosen import THINNEST, Indexed, chosen, indexed
+from MedVLMReaderLib.dicom.series import by_series, parts, volume_of
+from MedVLMReaderLib.dicom.slices import Slice, quiet, slices_of
 from MedVLMReaderLib.room import check_room
 from MedVLMReaderLib.volume import Volume
 
@@ -41,13 +41,20 @@ class WebStudy:
         """Its address and UIDs."""
         return (f"{self.url}/studies/{self.study}/series/{self.series}", self.url, self.study, self.series)
 
+    @contextmanager
+    def source(self) -> Iterator[Sequence[Path]]:
+        """Its files, fetched into a private temporary folder that goes with the context."""
+        with tempfile.TemporaryDirectory(prefix="medvlmreader-") as scratch:
+            with _asking(self.url):
+                for n, dataset in enumerate(_client(self.url).iter_series(self.study, self.series)):
+                    dataset.save_as(Path(scratch) / f"{n:06d}.dcm", enforce_file_format=True)
+            yield sorted(Path(scratch).iterdir())
+
     def read(self) -> Volume:
         """Its voxels; ReaderError where the server does not give them."""
         check_room(self.voxels)
-        with tempfile.TemporaryDirectory(prefix="medvlmreader-") as scratch, _asking(self.url):
-            for n, dataset in enumerate(_client(self.url).iter_series(self.study, self.series)):
-                dataset.save_as(Path(scratch) / f"{n:06d}.dcm", enforce_file_format=True)
-            slices = [one for path in sorted(Path(scratch).iterdir()) for one in slices_of(path)[0]]
+        with self.source() as paths:
+            slices = [one for path in paths for one in slices_of(path)[0]]
             stacks = [stack for group in by_series(slices) for stack in parts(group)]
             for stack in stacks:
                 if stack.series.part == self.part:
@@ -57,7 +64,7 @@ class WebStudy:
 
 def studies_at(url: str, query: str | None = None, rule: str = THINNEST) -> list[WebStudy]:
     """The studies of a server that fit `query` ("ModalitiesInStudy=CT,StudyDate=20260101-"), one series of each by
-    the rule of `dicom_index.chosen_series`. ReaderError where it does not answer, or has none."""
+    the rule of `chosen.chosen_series`. ReaderError where it does not answer, or has none."""
     url, found = url.rstrip("/"), []
     with _asking(url):
         client = _client(url)

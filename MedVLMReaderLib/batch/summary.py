@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from MedVLMReaderLib.batch.exporting import exported
+from MedVLMReaderLib.batch.shelf import ERROR, STUDY, Shelf
 from MedVLMReaderLib.report_page import POLICY
-from MedVLMReaderLib.shelf import ERROR, STUDY, Shelf
 
 COLUMNS = (
     "study", "state", "number", "question", "answer", "complete", "notes", "modality", "slices", "rows", "columns",
-    "spacing_mm", "voxels", "same_as", "model", "revision", "error",
+    "spacing_mm", "voxels", "same_as", "model", "revision", "exported", "error",
 )  # fmt: skip
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1c1c1c;
@@ -66,7 +67,7 @@ def _answers(place: Shelf, study: str, content: dict[str, Any], first: str) -> I
             "modality": content["modality"], "slices": slices, "rows": rows, "columns": columns,
             "spacing_mm": " ".join(f"{x:g}" for x in content["spacing_mm"]), "voxels": content["voxels"],
             "same_as": first if first != study else None, "model": reading["model"], "revision": reading["revision"],
-            "error": None,
+            "exported": exported(place, folder), "error": None,
         }  # fmt: skip
 
 
@@ -129,4 +130,5 @@ def _row(row: Row) -> str:
         return f'<p class="error">{escape(row["error"])}</p>'
     notes = f'<p class="note">{escape(row["notes"])}</p>' if row["notes"] else ""
     cut = "" if row["complete"] else '<p class="note">Cut off at its longest length.</p>'
-    return f'<p class="question">{escape(row["question"])}</p><p>{escape(row["answer"])}</p>{cut}{notes}'
+    exported = f'<p class="note">Exported: {escape(row["exported"])}</p>' if row["exported"] else ""
+    return f'<p class="question">{escape(row["question"])}</p><p>{escape(row["answer"])}</p>{cut}{notes}{exported}'

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.shelf import ERROR
+from MedVLMReaderLib.batch.shelf import ERROR
 
 _QUOTED = re.compile(r"'[^'\n]*'")
 

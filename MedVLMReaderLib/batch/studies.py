@@ -7,11 +7,14 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.dicom_index import THINNEST, Index, SeriesStudy, chosen_series
+from MedVLMReaderLib.dicom import is_dicom
+from MedVLMReaderLib.dicom.chosen import THINNEST, SeriesStudy, chosen_series
+from MedVLMReaderLib.dicom.index import Index
 from MedVLMReaderLib.files import BESIDE, SCANS, promised_voxels, read
 from MedVLMReaderLib.room import check_room
 from MedVLMReaderLib.volume import Volume
@@ -39,6 +42,11 @@ class FileStudy:
             return _only_study(self.path).read()
         return read(self.path, self.series)
 
+    @contextmanager
+    def source(self) -> Iterator[Path | Sequence[Path]]:
+        """The path, where it is DICOM."""
+        yield self.path if self.path.is_dir() or is_dicom(self.path) else ()
+
 
 @dataclass(frozen=True, eq=False)
 class GivenStudy:
@@ -47,10 +55,17 @@ class GivenStudy:
     id: str
     volume: Volume = field(repr=False)
     names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    """Of the DICOM series that it was loaded from, where that is known."""
 
     def read(self) -> Volume:
         """The volume itself."""
         return self.volume
+
+    @contextmanager
+    def source(self) -> Iterator[Sequence[Path]]:
+        """The files that it was loaded from."""
+        yield self.files
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,11 @@ class LostStudy:
     def read(self) -> Volume:
         """Never."""
         raise ReaderError(self.why)
+
+    @contextmanager
+    def source(self) -> Iterator[Sequence[Path]]:
+        """Nothing."""
+        yield ()
 
 
 AnyStudy = FileStudy | GivenStudy | LostStudy | SeriesStudy
