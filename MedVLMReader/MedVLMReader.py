@@ -86,7 +86,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.form = Drawing(qt, self.ui, _("Edited; the model's draft is kept in the scene."))
         form = self.resourcePath("UI/MedVLMReaderSetUp.ui")
         self.set_up = SetUpView(form, lambda: ProcessTransport(qt, slicer.app.processEvents), client.use)
-        self.layout.addWidget(self.set_up.widget)
+        self.layout.insertWidget(self.layout.count() - 1, self.set_up.widget)  # above, where Read stands
         self._fill()
         self._connect()
         self.connected += self.set_up.connected

@@ -36,7 +36,7 @@ def packaged():
 
 
 class SetUpView:
-    """One section below the panel."""
+    """One section above the panel, closed where there is nothing to do."""
 
     def __init__(self, form, new_transport, use, slicer_python=""):
         """`form`: the path of its .ui; `new_transport`: makes one; `use`: told the interpreter that reads.
@@ -228,8 +228,8 @@ class SetUpView:
         if ui.detailsEdit.plainText != now.log:
             ui.detailsEdit.setPlainText(now.log)
         self._draw_bar(ui.setUpBar, bool(now.title), now.progress)
-        if self.then is not None and now.stage in ("needed", "refused"):
-            ui.setUpSection.collapsed = False  # asked for by Read: the reason is there to be seen
+        if self.then is not None and now.stage in ("looking", "needed", "refused"):
+            ui.setUpSection.collapsed = False  # Read waits for it: the reason is there to be seen
 
     def _draw_models(self):
         ui, models = self.ui, self.models
