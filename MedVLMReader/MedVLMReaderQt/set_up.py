@@ -80,7 +80,7 @@ class SetUpView:
             ui.proxyEdit.connect("editingFinished()", lambda: one.choose(proxy=ui.proxyEdit.text.strip())),
             ui.quantisedBox.connect("toggled(bool)", self.quantised_chosen),
             ui.setUpSection.connect("contentsCollapsed(bool)", self.opened),
-            ui.fetchButton.connect("clicked()", lambda: self.models.fetch(self.model())),
+            ui.fetchButton.connect("clicked()", self.fetch),
             ui.stopFetchButton.connect("clicked()", self.models.stop),
             ui.removeModelButton.connect("clicked()", self.remove_model),
             ui.modelsList.connect("currentRowChanged(int)", lambda n: self.model_chosen(n)),
@@ -181,6 +181,10 @@ class SetUpView:
             offer = self.offers[row]
             about = "" if offer.state in ("shipped", "here") else question(offer)
             self.ui.offerLabel.setText("\n".join(filter(None, (offer.summary, about))))
+
+    def fetch(self):
+        self.models.token = self.ui.tokenEdit.text.strip()
+        self.models.fetch(self.model())
 
     def remove_model(self):
         name = self.model()
