@@ -20,6 +20,9 @@ HERE = Path(__file__).resolve().parent
 if not (HERE / "MedVLMReaderLib").is_dir() and (HERE.parent / "MedVLMReaderLib").is_dir():
     sys.path.insert(0, str(HERE.parent))  # a checkout: the library lies beside the module's folder
 
+from MedVLMReaderQt.manual import Manual  # noqa: E402
+
+from MedVLMReaderLib import ReaderError  # noqa: E402
 from MedVLMReaderLib.case import readers  # noqa: E402
 from MedVLMReaderLib.curves import drawn  # noqa: E402
 from MedVLMReaderLib.memory import PRECISIONS  # noqa: E402
@@ -148,6 +151,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         widget.setMRMLScene(slicer.mrmlScene)
         self.transport = ProcessTransport()
         self.panel = Panel(slicer.mrmlScene, Client(self.transport, python=interpreter()), self.touched)
+        self.manual = Manual()
         self._fill()
         self._connect()
         self._shortcuts(widget)
@@ -165,6 +169,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def cleanup(self):
         for timer in (self.worker_timer, self.draw_timer):
             timer.stop()
+        self.manual.close()
         self.panel.close()
         self.transport.close()
 
@@ -193,6 +198,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
             ui.readButton: panel.read, ui.stopButton: panel.stop, ui.freeButton: panel.free, ui.askButton: self.ask,
             ui.copyButton: self.copy, ui.saveButton: self.save, ui.sawButton: panel.show_what_it_saw,
             ui.verifyButton: panel.verify, ui.plotButton: panel.plot, ui.hideButton: panel.hide,
+            ui.manualButton: self.open_manual,
         }  # fmt: skip
         self.connected += [button.connect("clicked()", call) for button, call in clicks.items()]
         self.connected += [
@@ -215,7 +221,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.shortcuts = []
         for keys, call in (
             ("Ctrl+Return", self.panel.read), ("Esc", self.panel.stop), ("Ctrl+Shift+C", self.copy),
-            ("Ctrl+Shift+H", self.panel.hide),
+            ("Ctrl+Shift+H", self.panel.hide), ("F1", self.open_manual),
         ):  # fmt: skip
             shortcut = qt.QShortcut(widget)
             shortcut.setKey(qt.QKeySequence(keys))
@@ -235,6 +241,13 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
     def clicked(self, address):
         self.panel.click(address.toString())
+
+    def open_manual(self):
+        try:
+            self.manual.open()
+        except ReaderError as error:
+            self.panel.message = str(error)
+            self.touched()
 
     def scan_chosen(self, node):
         if not self.drawing:

@@ -69,6 +69,8 @@ class Host:
 
     def load(self) -> Any:
         """The module's widget, set up."""
+        if str(MODULE.parent) not in sys.path:
+            sys.path.insert(0, str(MODULE.parent))  # as Slicer does
         spec = importlib.util.spec_from_file_location("MedVLMReader", MODULE)
         assert spec is not None
         assert spec.loader is not None
