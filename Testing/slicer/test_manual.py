@@ -47,18 +47,18 @@ def test_the_button_opens_the_first_page_and_links_lead_on_and_back(view: Any, h
     assert view.manual is manual
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_shows_its_words_and_pictures_and_no_comment(view: Any, host: Host, page: str) -> None:
-    view.manual.open(page)
-    browser = view.manual.browser
-    text, source = browser.toPlainText(), (manual_folder() / page).read_text(encoding="utf-8")
-    assert text.startswith(source.splitlines()[0].removeprefix("# "))
-    assert "<!--" not in text
-    assert "not run here" not in text
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", source):
-        found = browser.loadResource(int(host.qt.QTextDocument.ImageResource), host.qt.QUrl(picture))
-        assert found is not None, picture
-        assert Path(manual_folder() / picture).is_file()
+def test_every_page_shows_its_words_and_pictures_and_no_comment(view: Any, host: Host) -> None:
+    for page in PAGES:
+        view.manual.open(page)
+        browser = view.manual.browser
+        text, source = browser.toPlainText(), (manual_folder() / page).read_text(encoding="utf-8")
+        assert text.startswith(source.splitlines()[0].removeprefix("# ")), page
+        assert "<!--" not in text, page
+        assert "not run here" not in text, page
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", source):
+            found = browser.loadResource(int(host.qt.QTextDocument.ImageResource), host.qt.QUrl(picture))
+            assert found is not None, picture
+            assert (manual_folder() / picture).is_file()
 
 
 def test_closing_the_module_closes_the_manual(host: Host, core: SlicerCore) -> None:
