@@ -25,6 +25,7 @@ from Testing.slicer.host import Host
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs"
 SAMPLE = ROOT / "Resources" / "sample" / "sample.nii.gz"
+PATIENCE_S = 3000
 DARK = {  # Slicer's dark theme, about
     "Window": (53, 53, 53), "WindowText": (240, 240, 240), "Base": (35, 35, 35), "AlternateBase": (53, 53, 53),
     "Text": (240, 240, 240), "Button": (53, 53, 53), "ButtonText": (240, 240, 240), "Midlight": (80, 80, 80),
@@ -88,15 +89,15 @@ def told(host: Host, view: Any) -> None:
     panel = view.panel
     panel.views_changed()
     panel.read()
-    host.until(lambda: bool(panel.case.kept) or bool(panel.message))
+    host.until(lambda: bool(panel.case.kept) or bool(panel.message), PATIENCE_S)
     number = next(n for n, kept in enumerate(panel.case.kept) if kept.is_report)
     reading = panel.case.kept[number].turn.reading
     start, stop = next(span for span in reading.sentences if "liver" in reading.text[slice(*span)])
     panel.ask("Is there a lesion in the liver?")
-    host.until(lambda: len(panel.case.kept) == 2 or bool(panel.message))
+    host.until(lambda: len(panel.case.kept) == 2 or bool(panel.message), PATIENCE_S)
     panel.click(f"sentence:{number}/{start}-{stop}")
-    host.until(lambda: panel.case.heat is not None or bool(panel.message))
-    host.until(lambda: not view.dirty)
+    host.until(lambda: panel.case.heat is not None or bool(panel.message), PATIENCE_S)
+    host.until(lambda: not view.dirty, PATIENCE_S)
 
 
 def sentence(view: Any, path: Path) -> None:
