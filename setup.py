@@ -50,6 +50,7 @@ EXPORT = [
     "fhir.resources>=8.0",
     "reportlab>=4.2",
     "pynetdicom>=3.0",
+    "dicomweb-client>=0.60",
     "jsonschema>=4.21",
     "fonttools>=4.50",
 ]

@@ -1,4 +1,4 @@
-"""Where an answer came from, for stretches of its text: what its tokens attended to, and relevance of the features.
+"""What an answer's tokens attended to in the image, for stretches of its text.
 
 Attention is looked up by one pass over the answer once it is written, teacher-forced: writing costs nothing more, fused
 kernels stay, and text that somebody edited can be looked up as well. Only the answer's rows and the image's columns of
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -21,10 +20,9 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.prefix import Lent, rest
 from MedVLMReaderLib.sinks import kept_somewhere, watched
-from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
+from MedVLMReaderLib.study import Message, Model, Prompt, Seen
 
 Row = tuple[int, int]
 """[start, stop) tokens of an answer."""
@@ -76,12 +74,12 @@ class Gathered:
 
 def attended(
     model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
-    lent: Lent | None = None,
+    lent: Lent | None = None, counts: Tensor | None = None,
 ) -> Attended:  # fmt: skip
     """What the tokens [start, stop) of an answer attended to when they were chosen, in every head.
 
-    `ids` is the whole answer. What is `lent` of the prompt is not read again. Needs layers x heads x rows x visual
-    tokens numbers; `attention` needs one head's.
+    `ids` is the whole answer; `counts`, (tokens,), how much each of its tokens counts, else all alike. What is `lent`
+    of the prompt is not read again. Needs layers x heads x rows x visual tokens numbers; `attention` needs one head's.
     """
     weights: dict[int, Tensor] = {}
     sinks: dict[int, Tensor] = {}
@@ -89,13 +87,13 @@ def attended(
     def take(layer: int, found: Tensor, sunk: Tensor) -> None:
         weights[layer], sinks[layer] = found.cpu(), sunk.cpu()
 
-    record(model, seen, messages, ids, rows, take, lent)
+    record(model, seen, messages, ids, rows, take, lent, counts)
     return Attended(*(torch.stack([found[n] for n in sorted(found)]) for found in (weights, sinks)))
 
 
 def attention(
     model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
-    heads: Sequence[Head], lent: Lent | None = None,
+    heads: Sequence[Head], lent: Lent | None = None, counts: Tensor | None = None,
 ) -> Gathered:  # fmt: skip
     """`attended` as the mean over `heads`, gathered while it is looked up."""
     total, share = torch.zeros(len(rows), len(seen.tokens)), torch.zeros(len(rows))
@@ -106,7 +104,7 @@ def attention(
             share.add_(chosen.sum(-1).cpu())
             total.add_(chosen.masked_fill(kept_somewhere(sunk), 0).cpu())
 
-    record(model, seen, messages, ids, rows, take, lent)
+    record(model, seen, messages, ids, rows, take, lent, counts)
     return Gathered(total / len(heads), share / len(heads))
 
 
@@ -142,7 +140,7 @@ def relative(found: Tensor, generic: Tensor) -> Tensor:
 @torch.no_grad()
 def record(
     model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row], take: Take,
-    lent: Lent | None = None,
+    lent: Lent | None = None, counts: Tensor | None = None,
 ) -> None:  # fmt: skip
     """One pass of the decoder over prompt and answer; `take` gets each layer's attention as it is computed.
 
@@ -150,12 +148,10 @@ def record(
     """
     prompt = model.prompt(seen, messages)
     told = model.decoder.get_input_embeddings()(torch.tensor(ids[:-1], dtype=torch.long, device=prompt.inputs.device))
-    averages = torch.zeros(len(rows), max(len(ids), 1), device=prompt.inputs.device)
-    for row, (start, stop) in zip(averages, rows, strict=True):
-        row[start:stop] = 1 / max(stop - start, 1)
+    averages = _averages(rows, len(ids), counts).to(prompt.inputs.device)
     visual = torch.tensor(prompt.visual_positions, device=prompt.inputs.device)
     known = lent.count if lent else 0
-    inputs = rest(_continued(prompt, told), known)
+    inputs = rest(continued(prompt, told), known)
     with watched(model.decoder, () if lent else prompt.visual_positions) as sinks:
         first = prompt.inputs.shape[1] - 1 - known
         recorder = _Recorder(averages, first, visual, lent.sinks if lent else sinks, take)
@@ -165,7 +161,17 @@ def record(
             )
 
 
-def _continued(prompt: Prompt, told: Tensor) -> Prompt:
+def _averages(rows: Sequence[Row], count: int, counts: Tensor | None) -> Tensor:
+    """(rows, tokens) how much each token counts in each row, 1 together; all alike where none would count."""
+    averages = torch.zeros(len(rows), max(count, 1))
+    for row, (start, stop) in zip(averages, rows, strict=True):
+        some = counts is not None and bool(counts[start:stop].sum() > 0)
+        row[start:stop] = counts[start:stop].float().cpu() if some and counts is not None else 1.0
+        row /= row.sum().clamp(min=1e-30)
+    return averages
+
+
+def continued(prompt: Prompt, told: Tensor) -> Prompt:
     """A prompt with embeddings (tokens, width) of an answer after it."""
     inputs = torch.cat([prompt.inputs, told[None].to(prompt.inputs)], 1)
     return Prompt(inputs, prompt.visual_positions, prompt.with_answer(len(told)))
@@ -229,51 +235,3 @@ def _recording(decoder: Any, recorder: _Recorder) -> Iterator[None]:
         stack.callback(decoder.set_attn_implementation, before)
         decoder.set_attn_implementation(RECORDED)
         yield
-
-
-# ---- Relevance ------------------------------------------------------------------------------------------------------
-
-
-def relevance(
-    model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], rows: Sequence[Row],
-    stopped: Callable[[], bool] = lambda: False,
-) -> Array:  # fmt: skip
-    """(rows, cells) float32: how much each cell's features spoke for the tokens [start, stop) of an answer.
-
-    Gradient of the tokens' log-likelihood at the feature grid, times the features, summed over the width; what speaks
-    against is cut off, and so are cells centred in the padding around the scan. Exact through projectors and
-    resamplers. `ids` is the whole answer. Raises `Stopped` before a row, once `stopped` says True.
-    """
-    with torch.enable_grad():
-        features = [part.detach().clone().requires_grad_() for part in seen.features]
-        tokens = model.tokens(features, seen)
-        visual = tokens.detach().requires_grad_()
-        likelihood = log_likelihood(model, replace(seen, tokens=visual), messages, ids)
-        found = []
-        for start, stop in rows:
-            if stopped():
-                raise Stopped
-            found.append(_row(model, seen, features, tokens, visual, likelihood[start:stop].sum()))
-    return np.stack(found) * seen.token_map.inside(seen.boxes).astype(np.float32)
-
-
-def log_likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int]) -> Tensor:
-    """(tokens,) natural logarithm of the chance that the model gave each token of an answer."""
-    prompt = model.prompt(seen, messages)
-    answer = torch.tensor(ids, device=prompt.inputs.device)
-    told = model.decoder.get_input_embeddings()(answer)
-    inputs = rest(_continued(prompt, told), 0)
-    scores = model.decoder(use_cache=False, logits_to_keep=len(answer) + 1, **inputs).logits[0]
-    said = scores[:-1].float().log_softmax(-1)
-    return said.gather(1, answer[:, None])[:, 0]
-
-
-def _row(model: Model, seen: Seen, features: list[Tensor], tokens: Tensor, visual: Tensor, total: Tensor) -> Array:
-    (at_tokens,) = torch.autograd.grad(total, visual, retain_graph=True)
-    at_features = torch.autograd.grad(tokens, features, at_tokens, retain_graph=True)
-    cells = []
-    for kept, part, gradient, grid in zip(model.cells(seen), features, at_features, seen.token_map.grids, strict=True):
-        whole = torch.zeros(int(np.prod(grid.shape)))
-        whole[kept] = (part * gradient).sum(-1).clamp(min=0).detach().float().cpu()
-        cells.append(whole)
-    return torch.cat(cells).numpy()

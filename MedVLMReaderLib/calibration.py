@@ -28,6 +28,8 @@ class Calibration:
     """True sentences of the half of the studies on which the choices were compared."""
     pointing: float
     """Share of these whose peak lay in the mask grown by a cell."""
+    weighed: bool = False
+    """Words count as far as the image decides them, instead of all alike."""
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -44,7 +46,7 @@ class Calibration:
             first, last = (int(seed) for seed in plain["seeds"])
             if not heads:
                 raise ValueError("no heads")
-            return cls(**{**plain, "heads": heads, "seeds": (first, last)})
+            return cls(**{**plain, "heads": heads, "seeds": (first, last), "weighed": bool(plain.get("weighed"))})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as wrong:
             raise ReaderError(
                 f"'{path}' is damaged ({wrong}). Delete it, or run: medvlmreader calibrate --model NAME"

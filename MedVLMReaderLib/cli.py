@@ -21,6 +21,8 @@ Not for clinical use.
 
 A STUDY is a DICOM folder or file, or a NIfTI, NRRD or MetaImage file."""
 
+KINDS = "sr", "dicom-pdf", "sc", "pmap", "seg", "text", "markdown", "pdf", "fhir", "json"
+"""What a reading can be exported as, see `export.writing`."""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Number = TypeVar("Number", int, float)
 
@@ -166,6 +168,7 @@ def _batch(commands: Commands) -> None:
         "Ctrl-C stops cleanly; the same command goes on. Exit code 1: some studies failed.",
         "batch studies --out readings",
         "batch studies.csv --model m3d-lamed --questions questions.txt --out readings --pictures",
+        "batch archive --out readings --to sr,pdf",
         "batch studies --out /shared/readings --ray 10.0.0.1:6379 --workers 8",
     )  # fmt: skip
     command.add_argument("input", metavar="INPUT", help="folder, csv, or http(s):// of a DICOMweb server")
@@ -173,6 +176,9 @@ def _batch(commands: Commands) -> None:
     _model(command)
     command.add_argument("--questions", type=Path, metavar="FILE", help="one a line (default: ask for a report)")
     command.add_argument("--pictures", action="store_true", help="keep a picture for each sentence, and a page")
+    command.add_argument(
+        "--to", type=_kinds, default=(), metavar="KIND,KIND", help=f"also export each reading: {', '.join(KINDS)}"
+    )
     command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
     command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
     command.add_argument("--threads", type=_count, metavar="N", help="of a reader (default: half of the cores)")
@@ -322,14 +328,13 @@ def _calibrate(commands: Commands) -> None:
     command = _add(
         commands, "calibrate", "calibrate:calibrate", "find which heads of a model point at what a sentence says",
         "On made studies, whose findings have known places. The heads are kept beside the model's files and used by\n"
-        "every later look at its attention. With --table: compares ways of looking instead, and keeps nothing.",
+        "every later look at its attention. `evaluate heatmaps` compares them with other ways of looking.",
         "calibrate --model built-in --seeds 600000-600099",
-        "calibrate --model my-model --seeds 500000-500299 --table --json --out table.json",
+        "calibrate --model my-model --out heads.json",
     )  # fmt: skip
     command.add_argument(
         "--seeds", type=_seeds, default=range(600000, 600100), metavar="A-B", help="(default: 600000-600099)"
     )
-    command.add_argument("--table", action="store_true", help="pointing and overlap of every way of looking")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="keep it there instead, as JSON")
 
@@ -337,21 +342,31 @@ def _calibrate(commands: Commands) -> None:
 def _evaluate(commands: Commands) -> None:
     command = _add(
         commands, "evaluate", "evaluate:evaluate", "measure how well a model reads",
-        "phantom and verification: on made studies with known findings. retrieval, report and vqa: as the papers\n"
-        "measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label maps\n"
-        "of one folder against those of another. Every figure has its 95 % interval.",
+        "phantom, heatmaps and verification: on made studies with known findings. retrieval, report and vqa: as the\n"
+        "papers measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label\n"
+        "maps of one folder against those of another. Every figure has its 95 % interval.",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
+        "evaluate heatmaps --seeds 500000-500299 --kept heatmaps.jsonl",
         "evaluate vqa --cases M3D_VQA_test.csv --root M3D --model med3dvlm --answers answers.jsonl",
         "evaluate report --seeds 900000-900099 --answers answers.jsonl",
     )  # fmt: skip
     command.add_argument(
-        "what", choices=["phantom", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
-        help="phantom: made studies; verification: whether it tells true sentences from exchanged ones; domain: "
-        "whether it flags scans that it has not learned to read",
+        "what",
+        choices=["phantom", "heatmaps", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
+        help="phantom: made studies; heatmaps: which way of looking points at what a sentence says; verification: "
+        "whether it tells true sentences from exchanged ones; domain: whether it flags scans that it has not learned "
+        "to read",
     )  # fmt: skip
     command.add_argument("--seeds", type=_seeds, metavar="A-B", help="made studies, both ends included")
     command.add_argument("--mirrored", action="store_true", help="read the mirror images too")
+    command.add_argument(
+        "--kept",
+        type=Path,
+        metavar="FILE",
+        help="of heatmaps and verification: keep each study there, and go on from it",
+    )
+    command.add_argument("--page", type=Path, metavar="FILE", help="of heatmaps: put the table into this Markdown page")
     command.add_argument("--scans", type=Path, nargs="+", metavar="SCAN", help="of domain: scans that it should flag")
     command.add_argument("--cases", type=Path, metavar="FILE", help="a data set instead of made studies")
     command.add_argument("--root", type=Path, metavar="DIR", help="where its paths start (default: beside it)")
@@ -379,9 +394,9 @@ def _export(commands: Commands) -> None:
         "export readings/chest --to sr --source dicom_folder --send ORTHANC@127.0.0.1:4242",
     )  # fmt: skip
     command.add_argument("reading", type=Path, metavar="READING", help="folder of a kept reading or chat")
-    kinds = "sr", "dicom-pdf", "sc", "pmap", "seg", "text", "markdown", "pdf", "fhir", "json"
-    command.add_argument("--to", nargs="+", choices=kinds, required=True, metavar="KIND", help=", ".join(kinds))
+    command.add_argument("--to", nargs="+", type=_kinds, required=True, metavar="KIND", help=", ".join(KINDS))
     command.add_argument("--source", type=Path, metavar="STUDY", help="the scan that was read; for DICOM, its series")
+    command.add_argument("--series", help=_SERIES)
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: READING/export)")
     part = command.add_mutually_exclusive_group()
     part.add_argument("--words", help="heatmaps of these words of the reading (default: all of it)")
@@ -391,8 +406,11 @@ def _export(commands: Commands) -> None:
     )
     command.add_argument("--subject", metavar="REF", help="of fhir: the patient on the server, such as Patient/17")
     command.add_argument("--original", type=Path, metavar="READING", help="what the model wrote, of an edited reading")
-    command.add_argument("--send", metavar="TITLE@HOST:PORT", help="store the DICOM objects at this archive (C-STORE)")
+    command.add_argument(
+        "--send", metavar="TARGET", help="store the DICOM objects: TITLE@HOST:PORT (C-STORE) or http(s)://... (STOW-RS)"
+    )
     command.add_argument("--list-findings", action="store_true", help="have the model list its findings as JSON")
+    command.add_argument("--verify", action="store_true", help="say of each finding whether the image supports it")
     _model(command, None)
 
 
@@ -441,6 +459,14 @@ def _answering(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="folder of the reading (default: readings/KEY)")
     command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
     command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """Kinds of export, by commas."""
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if unknown := [kind for kind in found if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of {', '.join(KINDS)}")
+    return found
 
 
 def _count(text: str) -> int:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import Head, Row, attention, relative, relevance
+from MedVLMReaderLib.attention import Head, Row, attention, relative
 from MedVLMReaderLib.geometry import Array, TokenMap
 from MedVLMReaderLib.prefix import Lent, Prefix
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
+from MedVLMReaderLib.relevance import decided, relevance
 from MedVLMReaderLib.study import Message, Model, Seen
 
 METHODS = "relevance", "attention"
@@ -68,15 +69,18 @@ def relevance_trace(
 def attention_trace(
     model: Model, seen: Seen, messages: Sequence[Message], ids: Sequence[int], spans: Sequence[Span],
     rows: Sequence[Row], heads: Sequence[Head], chosen: str, prefix: Prefix, *, to_generic: bool = False,
+    weighed: bool = False,
 ) -> Trace:  # fmt: skip
     """Attention of `heads` for stretches of a text, at the cells; `chosen` says in words how the heads were.
 
-    What `prefix` holds of the prompt is not read again.
+    What `prefix` holds of the prompt is not read again. `weighed`: words count as far as the image decides them, which
+    costs two passes more.
     """
-    found = attention(model, seen, messages, ids, rows, heads, _lent(model, seen, messages, prefix))
+    counts = decided(model, seen, messages, ids) if weighed else None
+    found = attention(model, seen, messages, ids, rows, heads, _lent(model, seen, messages, prefix), counts)
     weights = relative(found.weights, generic(model, seen, heads, prefix)) if to_generic else found.weights
     how: dict[str, Any] = {
-        "heads": [list(head) for head in heads], "chosen": chosen, "relative": to_generic,
+        "heads": [list(head) for head in heads], "chosen": chosen, "relative": to_generic, "weighed": weighed,
         "image_share": [round(float(share), 4) for share in found.share],
     }  # fmt: skip
     return Trace("attention", tuple(spans), on_cells(seen, weights), how)

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import heads_of, relevance
+from MedVLMReaderLib.attention import heads_of
 from MedVLMReaderLib.calibration import Calibration
 from MedVLMReaderLib.calibration import found as found_calibration
 from MedVLMReaderLib.choice import chosen_device, loaded
@@ -37,6 +37,7 @@ from MedVLMReaderLib.options import USUAL
 from MedVLMReaderLib.options import Options as Options
 from MedVLMReaderLib.prefix import READ_AGAIN, Lent, Prefix, out_of_memory, rest
 from MedVLMReaderLib.reading import Reading, Span, Trace, sentence_spans
+from MedVLMReaderLib.relevance import relevance
 from MedVLMReaderLib.sinks import watched
 from MedVLMReaderLib.stopping import stoppable
 from MedVLMReaderLib.study import Message, Model, Prompt, Seen, Stopped
@@ -87,6 +88,10 @@ def prepared(
 
 Constraint = Callable[[Tensor, Tensor], Tensor]
 """(1, n) tokens written so far and (1, vocabulary) scores -> scores, -inf for what may not come: as LogitsProcessor."""
+
+
+def nothing() -> None:
+    """For who does not want to know."""
 
 
 def never() -> bool:
@@ -149,12 +154,14 @@ class Reader:
         options: Options = USUAL,
         stopped: Callable[[], bool] = never,
         constrain: Constraint | None = None,
+        looking: Callable[[], None] = nothing,
     ) -> Iterator[str | Reading]:
         """The words of the answer as they come, and last the `Reading`.
 
         `stopped` is looked at before every word, and before every part of the network while the prompt is read; once
         it says True the reading ends, marked incomplete. Of what the last answer's prompt and this one begin with
-        alike, nothing is read again. `constrain` says before each word which tokens may come.
+        alike, nothing is read again. `constrain` says before each word which tokens may come. `looking` is called after
+        the last word, before it is worked out where the model looked.
         """
         if not question.strip():
             raise ReaderError("The question is empty. Type one, for example: Is there a nodule in the right lung?")
@@ -175,7 +182,10 @@ class Reader:
         if rest := answer.finish():
             yield rest
         timings = {"answer": time.monotonic() - began}
-        traces = self._traces(seen, messages, answer, stopped) if options.heatmaps and not stopped() else ()
+        traces: tuple[Trace, ...] = ()
+        if options.heatmaps and not stopped():
+            looking()
+            traces = self._traces(seen, messages, answer, stopped)
         timings["heatmaps"] = time.monotonic() - began - timings["answer"]
         yield Reading(
             question.strip(), answer.text, answer.complete, traces, seen.token_map.grids, self.model.name,
@@ -216,7 +226,8 @@ class Reader:
         chosen = known.heads if known else heads_of(self.model.decoder, layers, heads)
         how = known.choice if known else ("the later half" if layers is None and heads is None else "as asked for")
         trace = attention_trace(
-            self.model, seen, messages, answer.ids, spans, rows, chosen, how, self.prefix, to_generic=relative
+            self.model, seen, messages, answer.ids, spans, rows, chosen, how, self.prefix, to_generic=relative,
+            weighed=known is not None and known.weighed,
         )  # fmt: skip
         return with_trace(reading, said, trace)
 

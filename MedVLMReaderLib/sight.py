@@ -22,7 +22,9 @@ class Sight(Ground):
         if case is None:
             return
         self.message = ""
-        if link.ras is not None:
+        if link.verify:
+            self._verify(case)
+        elif link.ras is not None:
             self._jump(case, np.array(link.ras), case.moved)
         elif link.turn < len(case.kept) and 0 <= link.span[0] < link.span[1] <= len(case.kept[link.turn].text):
             self._look(case, link.turn, link.span)
@@ -93,7 +95,9 @@ class Sight(Ground):
     @said
     def verify(self) -> None:
         """Ask whether the image supports the sentence whose heatmap is shown."""
-        case = self.case
+        self._verify(self.case)
+
+    def _verify(self, case: Case | None) -> None:
         if case is None or case.heat is None:
             raise ReaderError("No sentence is chosen. Click one first.")
         heat, history = case.heat, history_of(case.session, case.heat.turn)

@@ -85,7 +85,10 @@ def _longer(name: str, extra: Tensor, count: int) -> Tensor:
 
 
 class Model(Protocol):
-    """All that a file in models/ must offer to the reader."""
+    """All that a file in models/ must offer to the reader.
+
+    It may offer `see_again(seen, volumes, view)`: as `see`, quicker where the volumes hardly differ from those of `seen`.
+    """
 
     name: str
     revision: str

@@ -14,9 +14,10 @@ import torch
 from scipy import ndimage
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import Row, log_likelihood
+from MedVLMReaderLib.attention import Row
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.heatmap import shared
+from MedVLMReaderLib.relevance import log_likelihood
 from MedVLMReaderLib.study import Message, Model, Seen
 from MedVLMReaderLib.verdict import REGIONS as REGIONS
 from MedVLMReaderLib.verdict import Verdict as Verdict
@@ -33,7 +34,7 @@ def verified(
 ) -> Verdict:  # fmt: skip
     """The verdict on tokens [start, stop) of the answer `ids`, whose heatmap is `heat`.
 
-    The study is encoded once for each region. Raises ReaderError where the heatmap lies outside the scan.
+    The study is encoded once for each region; models that can (`see_again`) encode what differs alone. Raises ReaderError where the heatmap lies outside the scan.
     """
     region = highlighted(heat, volumes)
     likelihood = _likelihood(model, seen, messages, ids, row)
@@ -41,10 +42,15 @@ def verified(
     drops = []
     for n, place in enumerate(places):
         without = [painted_over(volume, mask_of(place, volume.grid)) for volume in volumes]
-        drops.append(likelihood - _likelihood(model, model.see(without, view), messages, ids, row))
+        drops.append(likelihood - _likelihood(model, _seen(model, seen, without, view), messages, ids, row))
         progress(n + 1, len(places))
     r, a, s = (float(x) for x in _centres(region).mean(0))
     return Verdict(likelihood, drops[0], tuple(drops[1:]), _volume_ml(region), (r, a, s))
+
+
+def _seen(model: Model, seen: Seen, volumes: Sequence[Volume], view: View | None) -> Seen:
+    again: Callable[..., Seen] | None = getattr(model, "see_again", None)
+    return again(seen, volumes, view) if again else model.see(volumes, view)
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FORMS = sorted(MODULE.rglob("*.ui"))
 TYPED = {
     "QPushButton", "QToolButton", "QComboBox", "QLineEdit", "QPlainTextEdit", "QTextEdit", "QTextBrowser", "QCheckBox",
-    "QRadioButton", "QListWidget", "QTableWidget", "QTreeWidget", "QSpinBox", "QSlider", "qMRMLNodeComboBox",
-    "ctkSliderWidget", "ctkPathLineEdit",
+    "QRadioButton", "QListWidget", "QTableWidget", "QTreeWidget", "QSpinBox", "QSlider", "QTabWidget",
+    "qMRMLNodeComboBox", "ctkSliderWidget", "ctkPathLineEdit", "ctkCollapsibleButton",
 }  # fmt: skip
 """Widgets that the keyboard has to reach."""
 SLICERS_MENUS = set("FEVH")
@@ -99,9 +99,19 @@ def test_every_shortcut_of_the_module_stands_in_the_manual() -> None:
 
 
 @form
-def test_no_widget_has_a_fixed_size_or_colour_that_a_larger_font_or_a_dark_theme_would_break(path: Path) -> None:
+def test_no_widget_has_a_size_or_colour_that_a_larger_font_or_a_dark_theme_would_break(path: Path) -> None:
     for _, name, held in widgets(path):
-        assert not {"maximumSize", "styleSheet", "palette", "font"} & set(held), name
+        assert not {"maximumSize", "palette", "font"} & set(held), name
+        style = held.get("styleSheet", "")
+        assert "font-size" not in style, name
+        assert ("color:" not in style) or contrast(*colours_of(style)) >= 7, name
+
+
+def colours_of(style: str) -> tuple[str, str]:
+    """Background and letters of a style, which must name both."""
+    found = re.search(r"background-color: (#\w{6}); color: (#\w{6})", style)
+    assert found is not None, style
+    return found[1], found[2]
 
 
 # Colours
@@ -148,8 +158,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("style", [NOTE, CHOSEN], ids=["note", "chosen"])
 def test_marked_text_brings_both_of_its_colours_and_can_be_read_in_any_theme(style: str) -> None:
-    behind, front = re.search(r"background-color: (#\w{6}); color: (#\w{6})", style).groups()  # type: ignore[union-attr]
-    assert contrast(behind, front) >= 7
+    assert contrast(*colours_of(style)) >= 7
 
 
 def test_no_text_of_the_panel_has_a_colour_without_a_background_of_its_own() -> None:

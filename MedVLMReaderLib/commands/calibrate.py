@@ -1,4 +1,4 @@
-"""`calibrate`: which heads of a model point at what a sentence says, or how ways of looking compare."""
+"""`calibrate`: which heads of a model point at what a sentence says."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.commands.evaluate import keep, table
 from MedVLMReaderLib.commands.terminal import check_writable, loaded, reason, say, say_json
 
 
 def calibrate(arguments: Namespace) -> None:
-    """Find the heads and keep them beside the model; with --table, compare."""
-    if arguments.out:
-        check_writable(arguments.out.parent)
+    """Find the heads and keep them beside the model."""
     reader = loaded(arguments.model, arguments)
     from tqdm import tqdm
 
@@ -23,16 +20,9 @@ def calibrate(arguments: Namespace) -> None:
 
     assert reader.checkpoint is not None
     place = arguments.out or reader.checkpoint.folder / FILE
-    if not arguments.table:
-        check_writable(place.parent)
+    check_writable(place.parent)
     with tqdm(total=len(arguments.seeds), desc="Studies", disable=None, leave=False) as bar:
-        work = calibration.compare if arguments.table else calibration.calibrate
-        found = work(reader, arguments.seeds, lambda done, _: bar.update(done - bar.n))
-    if isinstance(found, dict):
-        _show(found, arguments)
-        if arguments.out:
-            keep(found, arguments)
-        return
+        found = calibration.calibrate(reader, arguments.seeds, lambda done, _: bar.update(done - bar.n))
     _keep(found.to_json(), place)
     if arguments.json:
         say_json({**asdict(found), "file": place})
@@ -40,14 +30,6 @@ def calibrate(arguments: Namespace) -> None:
     heads = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
     say(f"{found.choice[0].upper()}{found.choice[1:]}: {heads} (layer.head, counted from 0).")
     say(f"They point at {found.pointing:.0%} of {found.findings} findings. Kept in '{place}'.")
-
-
-def _show(found: dict[str, object], arguments: Namespace) -> None:
-    if arguments.json:
-        say_json(found)
-        return
-    for row in table(found):
-        say(row)
 
 
 def _keep(text: str, place: Path) -> None:

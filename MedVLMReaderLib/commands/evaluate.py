@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
@@ -12,12 +13,15 @@ from MedVLMReaderLib.commands.terminal import check_writable, loaded, reason, sa
 
 PROTOCOLS = "retrieval", "report", "vqa", "segmentation"
 """Those of the papers; see commands/protocols.py."""
+MARKS = "<!-- figures -->", "<!-- end of figures -->"
+"""Between these lines of a page stands a table that a command writes."""
 
 
 def evaluate(arguments: Namespace) -> None:
     """Measure, and print the figures."""
-    if arguments.out:
-        check_writable(arguments.out.parent)
+    for file in (arguments.out, arguments.kept, arguments.page):
+        if file:
+            check_writable(file.parent)
     if arguments.what in PROTOCOLS:
         from MedVLMReaderLib.commands.protocols import measured
 
@@ -51,7 +55,7 @@ def _made(arguments: Namespace) -> Mapping[str, Any]:
     reader = loaded(arguments.model, arguments)
     from tqdm import tqdm
 
-    from MedVLMReaderLib.evaluation import phantom, verification
+    from MedVLMReaderLib.evaluation import heatmaps, phantom, verification
 
     with tqdm(total=len(arguments.seeds), desc="Studies", disable=None, leave=False) as bar:
 
@@ -59,8 +63,29 @@ def _made(arguments: Namespace) -> Mapping[str, Any]:
             bar.update(done - bar.n)
 
         if arguments.what == "verification":
-            return verification.evaluate(reader, arguments.seeds, progress=told)
+            return verification.evaluate(reader, arguments.seeds, kept=arguments.kept, progress=told)
+        if arguments.what == "heatmaps":
+            found = heatmaps.compare(reader, arguments.seeds, kept=arguments.kept, progress=told)
+            if arguments.page:
+                put(heatmaps.markdown(found), arguments.page)
+            return found
         return phantom.evaluate(reader, arguments.seeds, mirrored=arguments.mirrored, progress=told)
+
+
+def put(table: str, page: Path) -> None:
+    """Put a table into a Markdown page, between its two marks; at its end where it has none. ReaderError where the disk
+    refuses."""
+    from MedVLMReaderLib.reading import write_whole
+
+    begin, end = MARKS
+    try:
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        if begin not in text or end not in text:
+            text = f"{text.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+        before, rest = text.split(begin, 1)
+        write_whole({page: f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}".encode()})
+    except OSError as error:
+        raise ReaderError(f"'{page}' could not be written ({reason(error)}). Choose another place.") from error
 
 
 def _tell(figures: Mapping[str, Any], arguments: Namespace) -> None:

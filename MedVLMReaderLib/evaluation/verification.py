@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.evaluation.calibration import Case, cases
 from MedVLMReaderLib.evaluation.findings import interval
+from MedVLMReaderLib.evaluation.forced import Case, Progress, case_of, measured_with
 from MedVLMReaderLib.evaluation.phantom import check_seeds
+from MedVLMReaderLib.evaluation.rows import Rows
+from MedVLMReaderLib.reading import Reading, Span
+from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.truth import other_side
+from MedVLMReaderLib.verdict import REGIONS
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.reader import Reader
 
 ORGANS = {"liver": "spleen", "spleen": "liver", "spine": "liver"}
 """Where no side can be exchanged, the organ that takes the place of another."""
+
+
+NONE = "undecided"
 
 
 @dataclass(frozen=True)
@@ -31,30 +39,50 @@ class Judged:
     likelihood: float
     """A token, so that the length of a sentence does not count."""
     said: str
+    """The verdict."""
 
 
 def evaluate(
-    reader: Reader, seeds: Sequence[int], *, regions: int = 16, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+    reader: Reader, seeds: Sequence[int], *, regions: int = REGIONS, kept: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Area under the ROC curve of the margin, and of the likelihood alone, with 95 % intervals over studies.
 
     Every true sentence of a finding, and the same with the side or the organ exchanged, in its place in the true
-    report; its own heatmap says what is painted over. Raises ReaderError where no study has a finding.
+    report; its own heatmap says what is painted over. `kept`: a file to which the rows of each study are added, and
+    from which it goes on. Raises ReaderError where no study has a finding.
     """
     check_seeds(seeds)
-    rows = [judged(reader, case, regions) for case in cases(reader, seeds, progress)]
-    if not any(rows):
+    rows, found = Rows(kept, measured_with(reader, "verification", regions=regions)), []
+    for n, seed in enumerate(seeds):
+        row = rows.of(int(seed), lambda seed=int(seed): _row(reader, seed, regions))  # type: ignore[misc]
+        found.append([Judged(**one) for one in row])
+        if progress:
+            progress(n + 1, len(seeds))
+    if not any(found):
         raise ReaderError("None of these studies has a finding whose side or organ can be exchanged. Take more seeds.")
-    said = {
+    return {
+        "model": reader.model.name, "revision": reader.model.revision, "seeds": [int(seeds[0]), int(seeds[-1])],
+        "studies": len(seeds), "regions": regions, **figures(found),
+    }  # fmt: skip
+
+
+def figures(rows: Sequence[Sequence[Judged]]) -> dict[str, Any]:
+    """The areas, and how many true and exchanged sentences got which verdict."""
+    counts = {
         name: {verdict: sum(one.said == verdict for row in rows for one in row if one.true == true)
                for verdict in ("supported", "undecided", "not supported")}
         for name, true in (("true_sentences", True), ("exchanged_sentences", False))
     }  # fmt: skip
     return {
-        "model": reader.model.name, "revision": reader.model.revision, "seeds": [int(seeds[0]), int(seeds[-1])],
-        "regions": regions, "verification_auc": _area(rows, lambda one: one.margin),
-        "likelihood_auc": _area(rows, lambda one: one.likelihood), **said,
+        "verification_auc": _area(rows, lambda one: one.margin),
+        "likelihood_auc": _area(rows, lambda one: one.likelihood), **counts,
     }  # fmt: skip
+
+
+def _row(reader: Reader, seed: int, regions: int) -> list[dict[str, Any]]:
+    case = case_of(reader, seed)
+    return [asdict(one) for one in judged(reader, case, regions)] if case else []
 
 
 def judged(reader: Reader, case: Case, regions: int) -> list[Judged]:
@@ -68,14 +96,27 @@ def judged(reader: Reader, case: Case, regions: int) -> list[Judged]:
         for words in (sentence, other):
             text = case.reading.text[:start] + words + case.reading.text[stop:]
             reading, span = reader.look(case.seen, case.reading, text=text), (start, start + len(words))
+            tokens = len(reader.model.tokenizer.encode(words, add_special_tokens=False))
             try:
                 verdict = reader.verify(case.study.volume, case.seen, reading, span, regions=regions)
             except ReaderError:  # nothing to paint over: the image has no part in these words
-                found.append(Judged(words == sentence, 0.0, float("nan"), "undecided"))
+                found.append(Judged(words == sentence, 0.0, _likelihood(reader, case, reading, span) / tokens, NONE))
                 continue
-            each = verdict.likelihood / max(1, len(reader.model.tokenizer.encode(words, add_special_tokens=False)))
-            found.append(Judged(words == sentence, float(np.nan_to_num(verdict.margin)), each, verdict.said))
+            margin = float(np.nan_to_num(verdict.margin))
+            found.append(Judged(words == sentence, margin, verdict.likelihood / tokens, verdict.said))
     return found
+
+
+def _likelihood(reader: Reader, case: Case, reading: Reading, span: Span) -> float:
+    import torch
+
+    from MedVLMReaderLib.relevance import log_likelihood
+
+    messages = [Message("user", reading.question)]
+    answer = reader.forced(case.seen, messages, reading.text)
+    start, stop = answer.rows_of([span], reading.text)[0]
+    with torch.no_grad():
+        return float(log_likelihood(reader.model, case.seen, messages, answer.ids)[start:stop].sum())
 
 
 def exchanged(sentence: str) -> str | None:

@@ -141,9 +141,9 @@ class SliceEncoder(nn.Module):
         """(slices, 1 + patches, width) from pictures (slices, channels, rows, columns); class token first."""
         return self.last_block(self._up_to_last(x))
 
-    def before_last_block(self, pictures: Tensor) -> Tensor:
-        """Tokens of a stack as they enter the last block."""
-        return torch.cat([self._up_to_last(part) for part in self.with_neighbours(pictures).split(CHUNK)])
+    def before_last_block(self, pictures: Tensor, which: Tensor | None = None) -> Tensor:
+        """Tokens of a stack as they enter the last block; `which`: of these slices."""
+        return torch.cat([self._up_to_last(part) for part in self.with_neighbours(pictures, which).split(CHUNK)])
 
     def last_block(self, x: Tensor) -> Tensor:
         """The last block and the norm."""
@@ -155,16 +155,16 @@ class SliceEncoder(nn.Module):
         x = self._up_to_last(x)
         return last.attn.weights(last.norm1(x))[:, :, 0]
 
-    def encode_stack(self, pictures: Tensor) -> Tensor:
-        """Tokens of a whole stack (slices, channels, rows, columns), each slice with its neighbours."""
-        beside = self.with_neighbours(pictures)
+    def encode_stack(self, pictures: Tensor, which: Tensor | None = None) -> Tensor:
+        """Tokens of a stack (slices, channels, rows, columns), each slice with its neighbours; `which`: of these."""
+        beside = self.with_neighbours(pictures, which)
         return torch.cat([self(part) for part in beside.split(CHUNK)])
 
-    def with_neighbours(self, pictures: Tensor) -> Tensor:
+    def with_neighbours(self, pictures: Tensor, which: Tensor | None = None) -> Tensor:
         """(slices, channels * (1 + 2 context), rows, columns); the outermost slices stand in for what is beyond."""
-        at = torch.arange(len(pictures), device=pictures.device)
+        at = (torch.arange(len(pictures)) if which is None else which).to(pictures.device)
         steps = range(-self.context, self.context + 1)
-        return torch.cat([pictures[(at + step).clamp(0, len(at) - 1)] for step in steps], 1)
+        return torch.cat([pictures[(at + step).clamp(0, len(pictures) - 1)] for step in steps], 1)
 
     def _up_to_last(self, x: Tensor) -> Tensor:
         x = self._embedded(x)
@@ -232,6 +232,37 @@ class PlaneFeatures:
     acquired_mm: float
     centre: np.ndarray[Any, Any]
     """(r, a, s) of the scan's middle, from which places are measured."""
+    marks: tuple[bytes, ...] = ()
+    """Of each slice, a hash of the picture that was encoded."""
+
+    def cells_kept(self) -> Tensor:
+        """(slices, patches a slice) bool."""
+        count, down, across = self.grid.shape
+        flags = torch.zeros(count * down * across, dtype=torch.bool)
+        flags[self.kept] = True
+        return flags.unflatten(0, (count, down * across))
+
+
+def changed(plane: PlaneFeatures, before: PlaneFeatures | None, context: int) -> Tensor:
+    """The slices of a plane that are not as they were, or have such a neighbour within `context`; at least one."""
+    count = plane.grid.shape[0]
+    if before is None or len(before.marks) != count or not before.grid.same_as(plane.grid):
+        return torch.arange(count)
+    other = torch.tensor([a != b for a, b in zip(plane.marks, before.marks, strict=True)])
+    near = F.max_pool1d(other[None].float(), 2 * context + 1, 1, context)[0] > 0
+    new = (near | (plane.cells_kept() != before.cells_kept()).any(1)).nonzero()[:, 0]
+    return new if len(new) else torch.arange(1)
+
+
+def filled_up(found: PlaneFeatures, before: PlaneFeatures, new: Tensor) -> PlaneFeatures:
+    """A plane of whose slices only those numbered `new` were encoded, the others taken from `before`."""
+    slices = before.slices.clone()
+    slices[new] = found.slices
+    each = found.cells_kept().shape[1]
+    here, there = (torch.isin(torch.div(kept, each, rounding_mode="floor"), new) for kept in (found.kept, before.kept))
+    patches = before.patches.new_empty(len(found.kept), before.patches.shape[1])
+    patches[here], patches[~here] = found.patches, before.patches[~there]
+    return replace(found, slices=slices, patches=patches)
 
 
 class Bridge(nn.Module):
@@ -353,13 +384,23 @@ class MSVLM(nn.Module):
         found = [stack for volume in volumes for stack in stacks(volume, self.recipe)]
         return tuple(replace(s.volume, values=s.channels(self.recipe)[:, -1]) for s in found)
 
-    @torch.no_grad()
     def see(self, volumes: Sequence[Volume], view: View | None = None) -> Seen:  # noqa: ARG002
         """Encode every slice of the three planes of each volume. The view changes nothing: no slice is left out."""
+        return self._see(volumes, ())
+
+    def see_again(self, seen: Seen, volumes: Sequence[Volume], view: View | None = None) -> Seen:  # noqa: ARG002
+        """As `see`, of volumes that hardly differ from those of `seen`: only slices that differ are encoded."""
+        assert isinstance(seen, SeenPlanes)
+        return self._see(volumes, seen.planes)
+
+    @torch.no_grad()
+    def _see(self, volumes: Sequence[Volume], before: Sequence[PlaneFeatures]) -> Seen:
         if not volumes:
             raise ReaderError("No volume was given. Choose a scan first.")
         centre = volumes[0].grid.centre
-        planes = tuple(self._plane(stack, centre) for volume in volumes for stack in stacks(volume, self.recipe))
+        cut = [stack for volume in volumes for stack in stacks(volume, self.recipe)]
+        known = before if len(before) == len(cut) else [None] * len(cut)
+        planes = tuple(self._plane(stack, centre, one) for stack, one in zip(cut, known, strict=True))
         features = tuple(plane.patches for plane in planes)
         cells = TokenMap(tuple(plane.grid for plane in planes), lambda weights: self.spread(weights, planes))
         key = hashlib.sha256(repr((self.revision, self.recipe.key, [v.key for v in volumes])).encode()).hexdigest()[:16]
@@ -377,19 +418,26 @@ class MSVLM(nn.Module):
         return (f"{OUT_OF_DOMAIN}: this scan is unlike the studies that the model has learned from "
                 f"({how}). Do not rely on a word of what follows.",)  # fmt: skip
 
-    def _plane(self, stack: Stack, centre: np.ndarray[Any, Any]) -> PlaneFeatures:
+    def _plane(self, stack: Stack, centre: np.ndarray[Any, Any], before: PlaneFeatures | None) -> PlaneFeatures:
         count, rows, columns = stack.volume.grid.shape
         grid = stack.volume.grid.resize((count, rows // self.sizes.patch, columns // self.sizes.patch))
         like = next(self.slice_encoder.parameters())
-        pictures = torch.from_numpy(stack.channels(self.recipe)).to(like)
-        if not self.sizes.places:
-            kept = torch.arange(count * grid.shape[1] * grid.shape[2])
-            tokens = self.slice_encoder.before_last_block(pictures)
-        else:
+        shown = stack.channels(self.recipe)
+        pictures = torch.from_numpy(shown).to(like)
+        encode = self.slice_encoder.encode_stack if self.sizes.places else self.slice_encoder.before_last_block
+        if self.sizes.places:
             kept = kept_patches(stack.volume.values, stack.volume.modality, self.sizes.patch)
-            tokens = self.slice_encoder.encode_stack(pictures)
-        patches = tokens[:, 1:].flatten(0, 1)[kept.to(like.device)]
-        return PlaneFeatures(tokens[:, 0], patches, kept, grid, PLANES.index(stack.plane), stack.acquired_mm, centre)
+        else:
+            kept = torch.arange(count * grid.shape[1] * grid.shape[2])
+        plane = PlaneFeatures(
+            torch.empty(0), torch.empty(0), kept, grid, PLANES.index(stack.plane), stack.acquired_mm, centre,
+            tuple(hashlib.blake2b(picture.tobytes(), digest_size=16).digest() for picture in shown),
+        )  # fmt: skip
+        new = changed(plane, before, self.sizes.context)
+        tokens = encode(pictures, new)
+        at = plane.cells_kept()[new].flatten().nonzero()[:, 0]
+        found = replace(plane, slices=tokens[:, 0], patches=tokens[:, 1:].flatten(0, 1)[at.to(like.device)])
+        return found if before is None or len(new) == count else filled_up(found, before, new)
 
     def tokens(self, features: Sequence[Tensor], seen: Seen) -> Tensor:
         """(latents, decoder width) from patch features like those of `seen`."""

@@ -273,6 +273,8 @@ class WorkerReader:
                     asked_to_stop = True
                     with self._turn:
                         self.client.stop(number)
+                if self.client.closed:
+                    raise Stopped
                 if not come:
                     self.pump()
                 while come:

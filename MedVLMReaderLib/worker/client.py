@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
@@ -19,6 +20,7 @@ from MedVLMReaderLib.worker.events import (
     Answered,
     Event,
     Exited,
+    Exported,
     Failed,
     Heatmap,
     Loaded,
@@ -30,7 +32,7 @@ from MedVLMReaderLib.worker.events import (
     ignored,
 )
 from MedVLMReaderLib.worker.jobs import Choice, Job, Study, as_tuple
-from MedVLMReaderLib.worker.protocol import read_reading, volume_from, write_reading
+from MedVLMReaderLib.worker.protocol import read_reading, volume_from, volume_plain, write_reading
 from MedVLMReaderLib.worker.running import Running
 from MedVLMReaderLib.worker.transport import Transport
 
@@ -60,6 +62,14 @@ class Client:
         self.running = Running(transport, python, environment, on_exit)
         self.studies: dict[int, Study] = {}
 
+    def use(self, python: str) -> None:
+        """Read with another interpreter; a program that another one runs is ended, and starts with the next request."""
+        program = self.running.program
+        if python != program.python:
+            program.python = python
+            if program.state != "off":
+                self.free()
+
     # ---- What can be asked -------------------------------------------------------------------------------------
 
     def load(
@@ -87,11 +97,17 @@ class Client:
         The voxels are written by `advance`, in small steps: they must stay as they are until then. `view`: what the
         screen shows; some models look at it. For another view, see again and forget the older study.
         """
-        number = self.running.next_number()
-        study = self.studies[number] = Study(number, as_tuple(volumes), view)
+        number = self.hold(volumes, view)
+        study = self.studies[number]
         return self.running.add(
             Job(number, on_event, "model", study.request, lambda said: self.running.saw(study, said), study)
         )
+
+    def hold(self, volumes: Volume | Sequence[Volume], view: View | None = None) -> int:
+        """A study's number without having it seen, for `export`; it is seen once something is asked about it."""
+        number = self.running.next_number()
+        self.studies[number] = Study(number, as_tuple(volumes), view)
+        return number
 
     def ask(
         self, study: int, question: str | None, *, session: ChatSession | None = None, number: int | None = None,
@@ -210,6 +226,30 @@ class Client:
 
         return self._request("study", lambda: {"request": "prepared", "study": study}, done, on_event, study)
 
+    def export(
+        self, study: int | None, reading: Reading, report: Mapping[str, Any], kinds: Sequence[str], folder: Path, *,
+        files: Sequence[Path] = (), words: Words = None, on_event: OnEvent = ignored,
+    ) -> int:  # fmt: skip
+        """Write a report (`Report.plain`) of a reading into a folder, see `export.writing`. Ends with `Exported`.
+
+        `files`: the DICOM series that the study was loaded from, for what belongs to a patient; `words`: what heatmap
+        objects are of. No model is loaded for it; the study's voxels are for key images and to hold the files against.
+        """
+        found = None if study is None else self.studies.get(study)
+
+        def content() -> dict[str, Any]:
+            volumes = [] if found is None else zip(found.volumes, found.files, strict=True)
+            return {
+                "request": "export", "reading": self._written(reading), "report": report, "kinds": list(kinds),
+                "folder": str(folder), "files": [str(path) for path in files], "span": reading.span(words),
+                "whole": words is None, "volumes": [volume_plain(volume, path.name) for volume, path in volumes],
+            }  # fmt: skip
+
+        def done(said: dict[str, Any]) -> Event:
+            return Exported(tuple(Path(one) for one in said["files"]))
+
+        return self._request("program" if found is None else "voxels", content, done, on_event, study)
+
     # ---- What ends -----------------------------------------------------------------------------------------------
 
     def stop(self, number: int | None = None) -> None:
@@ -240,6 +280,11 @@ class Client:
     def busy(self) -> bool:
         """Whether anything is asked that has not ended."""
         return self.running.busy
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: nothing that was asked ends any more."""
+        return self.running.closed
 
     @property
     def loaded(self) -> Loaded | None:

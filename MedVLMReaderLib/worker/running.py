@@ -64,10 +64,15 @@ class Running:
 
     @property
     def folder(self) -> Path:
-        """The private folder, made when it is first needed. Raises OSError."""
-        if self._private is None:
+        """The private folder, made when it is first needed, or was cleared away. Raises OSError."""
+        if self._private is None or not self._private.path.is_dir():
             self._private = PrivateFolder()
         return self._private.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is told any more."""
+        return self._closed
 
     @property
     def busy(self) -> bool:
@@ -196,14 +201,15 @@ class Running:
 
     def _go_on(self, job: Job) -> None:
         """One thing that the job needs, or the job itself."""
-        if job.needs != "program" and self._loaded_choice != self.choice:
+        if job.needs in ("model", "study") and self._loaded_choice != self.choice:
             self._unload()
             self._begin(Step(self.next_number(), job, "load"), {"request": "load", **self.choice.plain()})
             return
-        study, first = job.study, job.needs == "model"
+        study, first = job.study, job.needs in ("voxels", "model")
         if study is not None and (first or study.number not in self.seen):
-            if not study.written:
-                self._make_room()
+            if not study.there:
+                if job.needs != "voxels":
+                    self._make_room()
                 self._writing = study.write(self.folder)
                 return
             if not first:

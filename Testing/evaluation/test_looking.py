@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.evaluation import calibration, verification
-from MedVLMReaderLib.evaluation.calibration import Case, localising, overlap
-from MedVLMReaderLib.evaluation.verification import area_under, exchanged
+from MedVLMReaderLib.commands.evaluate import put
+from MedVLMReaderLib.evaluation import calibration, heatmaps, verification
+from MedVLMReaderLib.evaluation.forced import Case, cases
+from MedVLMReaderLib.evaluation.heatmaps import localising, overlap
+from MedVLMReaderLib.evaluation.rows import Rows
+from MedVLMReaderLib.evaluation.verification import Judged, area_under, exchanged
 from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import sentence
 from MedVLMReaderLib.reader import Reader, load
@@ -29,7 +33,7 @@ def reader(tiny_model: Path) -> Reader:
 
 @pytest.fixture(scope="module")
 def case(reader: Reader) -> Case:
-    return next(calibration.cases(reader, FOUND[:1]))
+    return next(cases(reader, FOUND[:1]))
 
 
 def pointing_at(case: Case, n: int) -> np.ndarray:
@@ -50,14 +54,17 @@ def test_every_true_sentence_comes_with_the_mask_of_its_finding(case):
 
 def test_a_heatmap_in_the_mask_scores_all_and_one_elsewhere_nothing(case):
     there = pointing_at(case, 0)
-    assert calibration._score(there, case, 0) == pytest.approx(2)
+    assert calibration._scores(there, case, 0) == pytest.approx(2)
+    assert calibration._points(there, case, 0)
     away = np.zeros_like(there)
     away[int((~calibration._near(case, 0)).argmax())] = 1
-    assert calibration._score(away, case, 0) == 0
+    assert calibration._scores(away, case, 0) == 0
+    assert not calibration._points(away, case, 0)
+    assert not calibration._points(0 * away, case, 0)
     for weights, hit in ((there, True), (away, False)):
         rows = np.repeat(weights[None], len(case.spans), 0)
         shown = replace(case.reading, traces=(Trace("attention", case.spans, rows),), boxes=())
-        found = calibration._judged(shown, case, 0)
+        found = heatmaps._judged(shown, case, 0)
         assert found[0] is hit
         assert (found[1] > 0) is hit
 
@@ -80,11 +87,12 @@ def test_of_heads_that_look_at_the_image_the_sharpest_localise():
     assert (0, 0) not in localising(weights, share, 3)
 
 
-def test_calibration_finds_the_head_that_points(reader, monkeypatch):
-    def maps(_reader: Reader, case: Case) -> np.ndarray:
+@pytest.mark.parametrize("better", [False, True])
+def test_calibration_finds_the_head_that_points_and_how_words_count(reader, monkeypatch, better):
+    def maps(_reader: Reader, case: Case, weighed: bool) -> np.ndarray:
         out = np.random.default_rng(0).random((1, 2, len(case.spans), case.seen.token_map.cells)) * 1e-3
         for n in range(len(case.spans)):
-            out[0, 1, n] += pointing_at(case, n)
+            out[0, 1, n] += pointing_at(case, n) * (1 if weighed == better else 1e-2)
         return out
 
     monkeypatch.setattr(calibration, "head_maps", maps)
@@ -92,24 +100,115 @@ def test_calibration_finds_the_head_that_points(reader, monkeypatch):
     found = calibration.calibrate(reader, FOUND, lambda *now: told.append(now))
     assert found.heads == ((0, 1),)
     assert found.pointing == 1
+    assert found.weighed is better
+    assert calibration.WEIGHED[better] in found.choice
     assert (found.model, found.revision) == (reader.model.name, reader.model.revision)
     assert told == [(1, 2), (2, 2)]
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+def test_every_head_has_a_map_for_every_sentence(reader, case, weighed):
+    maps = calibration.head_maps(reader, case, weighed)
+    assert maps.shape == (1, 2, len(case.spans), case.seen.token_map.cells)
+    assert (maps >= 0).all()
+    assert maps.any(-1).all()
+
+
 def test_calibration_without_a_finding_asks_for_more_studies(reader):
     none = next(seed for seed in range(60) if not made_truth(seed).findings)
-    for work in (calibration.calibrate, calibration.compare, verification.evaluate):
+    for work in (calibration.calibrate, heatmaps.compare, verification.evaluate):
         with pytest.raises(ReaderError, match="Take more seeds"):
             work(reader, [none])
 
 
-def test_the_table_has_every_way_of_looking_with_both_figures(reader):
-    found = calibration.compare(reader, FOUND[:1])
+def test_the_table_has_every_way_of_looking_with_all_figures_and_goes_on_from_what_is_kept(
+    reader, tmp_path, monkeypatch
+):
+    kept = tmp_path / "rows" / "heatmaps.jsonl"
+    found = heatmaps.compare(reader, FOUND[:1], kept=kept)
     ways = set(found["methods"])
     assert ways == {"last layer", "later half", "localisation heads", "relative to a generic prompt", "relevance"}
-    assert all(set(row) == {"pointing", "overlap"} for row in found["methods"].values())
+    columns = {"pointing", "pointing_said", "overlap", "above_last_layer"}
+    assert all(set(row) == columns for row in found["methods"].values())
+    assert found["methods"]["last layer"]["above_last_layer"]["value"] == 0
     assert found["best"] in ways
-    assert set(found["best_above_last_layer"]) == {"value", "low", "high", "n"}
+    assert found["best_above_last_layer"] == found["methods"][found["best"]]["above_last_layer"]
+    monkeypatch.setattr(heatmaps, "_row", lambda *_: pytest.fail("asked again"))
+    assert heatmaps.compare(reader, FOUND[:1], kept=kept) == found
+    table = heatmaps.markdown(found)
+    assert all(f"| {way} |" in table for way in ways)
+
+
+def test_the_gain_on_the_last_layer_is_paired_study_by_study():
+    ways = {heatmaps.LAST: [[False, 0.1], [True, 0.2]], heatmaps.RELEVANCE: [[True, 0.5], [True, 0.4]]}
+    rows = [{"said": [True, False], "chance": [0.1, 0.1], "ways": ways}] * 3
+    found = heatmaps.figures(rows)
+    assert found["best"] == heatmaps.RELEVANCE
+    best = found["methods"][heatmaps.RELEVANCE]
+    assert (best["pointing"]["value"], best["overlap"]["value"]) == (1, 0.45)
+    assert best["above_last_layer"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 6}
+    last = found["methods"][heatmaps.LAST]
+    assert (last["pointing"]["value"], last["pointing_said"]["value"], last["pointing_said"]["n"]) == (0.5, 0.0, 3)
+
+
+# What is kept of a long evaluation
+
+
+def once(value: object) -> Callable[[], object]:
+    calls: list[object] = []
+
+    def found() -> object:
+        assert not calls, "asked again"
+        calls.append(value)
+        return value
+
+    return found
+
+
+def test_rows_are_kept_as_they_come_and_a_line_that_was_cut_off_is_made_again(tmp_path):
+    path, about = tmp_path / "rows.jsonl", {"model": "tiny", "revision": "1"}
+    rows = Rows(path, about)
+    assert rows.of(3, once([1, 2])) == rows.of(3, once("other")) == [1, 2]
+    rows.of(4, once(None))
+    path.write_text(path.read_text() + '{"seed": 5, "ro')
+    again = Rows(path, about)
+    assert again.kept == {3: [1, 2], 4: None}
+    again.of(5, once({"a": 1.5}))
+    assert Rows(path, about).kept[5] == {"a": 1.5}
+
+
+def test_rows_of_another_measurement_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    Rows(path, {"model": "tiny", "revision": "1"}).of(3, once(1))
+    with pytest.raises(ReaderError, match=r"another measurement \(revision 1\)"):
+        Rows(path, {"model": "tiny", "revision": "2"})
+    for content in ("[1]\n", "no\n", '{"seed": 3}\n'):
+        path.write_text(content)
+        with pytest.raises(ReaderError, match="something else than rows"):
+            Rows(path, {"model": "tiny"})
+    with pytest.raises(ReaderError, match="cannot be read"):
+        Rows(tmp_path, {"model": "tiny"})
+
+
+def test_without_a_file_rows_are_kept_for_this_run_alone():
+    rows = Rows(None, {})
+    assert rows.of(1, once("a")) == rows.of(1, once("b")) == "a"
+
+
+def test_a_table_is_put_between_its_marks_and_the_rest_of_the_page_stays(tmp_path):
+    page = tmp_path / "heatmaps.md"
+    put("| 1 |", page)
+    page.write_text(f"# Title\n\n{page.read_text()}\nAfter.\n")
+    put("| 2 |", page)
+    text = page.read_text()
+    assert text.startswith("# Title")
+    assert text.endswith("After.\n")
+    assert ("| 1 |" in text, text.count("| 2 |")) == (False, 1)
+    with pytest.raises(ReaderError, match="could not be written"):
+        put("| 3 |", tmp_path)
+
+
+# Verification
 
 
 def test_exchanged_sentences_have_another_side_or_else_another_organ():
@@ -127,8 +226,22 @@ def test_the_area_is_the_share_of_pairs_in_order():
 
 
 @pytest.mark.slow
-def test_verification_is_measured_with_the_likelihood_alone_beside_it(reader):
-    found = verification.evaluate(reader, FOUND[:1], regions=1)
+def test_verification_is_measured_with_the_likelihood_alone_beside_it(reader, tmp_path, monkeypatch):
+    kept = tmp_path / "rows.jsonl"
+    found = verification.evaluate(reader, FOUND[:1], regions=1, kept=kept)
     assert {"verification_auc", "likelihood_auc", "true_sentences", "exchanged_sentences"} <= set(found)
     assert found["verification_auc"]["n"] % 2 == 0
     assert found["verification_auc"]["n"] > 0
+    assert len(kept.read_text().splitlines()) == 2
+    monkeypatch.setattr(verification, "_row", lambda *_: pytest.fail("asked again"))
+    assert verification.evaluate(reader, FOUND[:1], regions=1, kept=kept) == found
+
+
+def test_the_margin_and_the_likelihood_have_an_area_each():
+    def row(*margins: float) -> list[Judged]:
+        return [Judged(n % 2 == 0, margin, -1.0, "undecided") for n, margin in enumerate(margins)]
+
+    found = verification.figures([row(3.0, 1.0), row(2.0, 2.5)])
+    assert found["verification_auc"]["value"] == 0.75
+    assert found["likelihood_auc"]["value"] == 0.5
+    assert found["exchanged_sentences"] == {"supported": 0, "undecided": 2, "not supported": 0}

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import log_likelihood, relevance
 from MedVLMReaderLib.memory import DecoderShape
 from MedVLMReaderLib.models.families import FAMILIES, cell_grid, picture_inputs
 from MedVLMReaderLib.models.huggingface import PictureReader, load, sizes_of
@@ -27,6 +26,7 @@ from MedVLMReaderLib.quantise import quantised_layers
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as reader_load
 from MedVLMReaderLib.reading import Reading
+from MedVLMReaderLib.relevance import log_likelihood, relevance
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import relevance
 from MedVLMReaderLib.models.m3d_lamed import NAMES, REPORT, M3DLaMed, Sizes, SpatialPooling
 from MedVLMReaderLib.models.one_block import IMAGE, spliced, written
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as load_reader
 from MedVLMReaderLib.reading import Reading
+from MedVLMReaderLib.relevance import relevance
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import new_decoder, renamed

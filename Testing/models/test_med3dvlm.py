@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import relevance
 from MedVLMReaderLib.models.med3dvlm import NAMES, REPORT, Med3DVLM, Mixer, Sizes
 from MedVLMReaderLib.models.one_block import IMAGE, spliced, written
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reader import load as load_reader
 from MedVLMReaderLib.reading import Reading
+from MedVLMReaderLib.relevance import relevance
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import new_decoder, renamed

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.attention import relevance
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models.ms_vlm import (
     MADE_STUDIES_ONLY,
@@ -29,6 +28,7 @@ from MedVLMReaderLib.models.ms_vlm import (
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reading import Reading
+from MedVLMReaderLib.relevance import relevance
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.training.language import END, READER, USER, made_tokenizer
 from MedVLMReaderLib.volume import Volume
@@ -283,6 +283,36 @@ def test_every_variant_sees_is_asked_and_says_where_it_looked(variant, kind, mor
     *words, reading = Reader(model).ask(seen, "Is there a nodule?", options=Options(longest=6))
     assert isinstance(reading, Reading)
     assert "".join(str(word) for word in words) == reading.text
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_hardly_differs_is_seen_again_as_if_it_were_new_and_the_same_slices_are_not_encoded(variant, monkeypatch):
+    model, volume = model_of(VARIANTS[variant]), small_voxels((2, 1, 0), (-1, 1, -1))
+    seen, values = model.see([volume]), volume.values.copy()
+    middle = tuple(n // 2 for n in values.shape)
+    values[tuple(slice(n, n + 2) for n in middle)] += 300
+    other = replace(volume, values=values)
+    new = model.see([other])
+    encoded: list[int] = []
+    whole = type(model.slice_encoder)._up_to_last
+
+    def counted(self: SliceEncoder, pictures: Tensor) -> Tensor:
+        encoded.append(len(pictures))
+        return whole(self, pictures)
+
+    monkeypatch.setattr(SliceEncoder, "_up_to_last", counted)
+    again = model.see_again(seen, [other])
+    slices = sum(grid.shape[0] for grid in seen.token_map.grids)
+    assert 0 < sum(encoded) < slices
+    assert again.key == new.key
+    assert (again.tokens - seen.tokens).abs().max() > 1e-5
+    torch.testing.assert_close(again.tokens, new.tokens, rtol=1e-4, atol=1e-5)
+    for one, two in zip(again.features, new.features, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    encoded.clear()
+    same = model.see_again(seen, [volume])
+    assert sum(encoded) <= len(seen.token_map.grids)
+    torch.testing.assert_close(same.tokens, seen.tokens, rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_way_every_patch_is_a_cell_and_reaches_the_class_token():

@@ -96,6 +96,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     addEnabled = Property(bool, lambda self: False, lambda self, value: None)
     removeEnabled = Property(bool, lambda self: False, lambda self, value: None)
     showHidden = Property(bool, lambda self: False, lambda self, value: None)
+    showChildNodeTypes = Property(bool, lambda self: False, lambda self, value: None)
 
     def setMRMLScene(self, scene: Any) -> None:
         self._scene = scene

@@ -40,6 +40,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>font-weight: bold</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Stop</source>
       <translation type="unfinished" />
     </message>
@@ -60,7 +64,15 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>background-color: #fff4d6; color: #1c1c1c; padding: 4px</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Report</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Report: read or edit</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -72,7 +84,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Your findings; the model's draft is kept.</source>
+      <source>What was found; the model's draft is kept beside it.</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -80,7 +92,15 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Your impression; the model's draft is kept.</source>
+      <source>The conclusion; the model's draft is kept beside it.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Take the draft again</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>The model's words in the place of yours</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -92,19 +112,19 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Report and chat with where they come from, as a text file</source>
-      <translation type="unfinished" />
-    </message>
-    <message>
       <source>&amp;Save as text…</source>
       <translation type="unfinished" />
     </message>
     <message>
-      <source>The pictures that the model was given of this scan</source>
+      <source>Report and chat with where they come from, as a text file</source>
       <translation type="unfinished" />
     </message>
     <message>
       <source>&amp;What the model saw</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>The pictures that the model was given of this scan</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -144,11 +164,11 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Ask about what is chosen above (Return)</source>
+      <source>As&amp;k</source>
       <translation type="unfinished" />
     </message>
     <message>
-      <source>As&amp;k</source>
+      <source>Ask (Return); questions wait in line</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -160,7 +180,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>How it is worked out where the model looked</source>
+      <source>How it is found where the model looked</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -220,11 +240,123 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Hide</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Take the heatmap off the views (Ctrl+Shift+H)</source>
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Hide</source>
+      <source>Export</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Text</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Report as plain text</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Markdown</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Report with key images</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>PDF</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Report with key images, for people</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>JSON</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Report with all edits, for programs</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>FHIR</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>DiagnosticReport (R4)</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>DICOM SR</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Structured Report, on the patient of the DICOM series</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>DICOM PDF</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Encapsulated PDF, on the patient of the DICOM series</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Key images</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Secondary Captures with the heatmap</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Heatmap</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Parametric Map of the chosen sentence's heatmap</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Region</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Segmentation: where the chosen sentence's heatmap is strongest</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>E&amp;xport…</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Write the ticked kinds into a new folder</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Many scans</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>&amp;Read all volumes…</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>A report of every scan in the scene, one folder each; what is there is skipped</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Read a folder…</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>A report of every scan under a folder, one folder each; what is there is skipped</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -245,6 +377,10 @@
     </message>
     <message>
       <source>See the README for the papers whose models are implemented.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Edited; the model's draft is kept in the scene.</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -284,6 +420,18 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Where to write the report</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>The folder with the scans</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Where to keep the readings</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Relevance</source>
       <translation type="unfinished" />
     </message>
@@ -296,7 +444,154 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Edited; the model's draft is kept in the scene.</source>
+      <source>Starting the reader</source>
+      <translation type="unfinished" />
+    </message>
+  </context>
+  <context>
+    <name>MedVLMReaderSetUp</name>
+    <message>
+      <source>Set-up and models</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Install into:</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Where the packages go that the models need. A separate environment leaves Slicer as it is.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Made by:</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>The Python, 3.11 to 3.13, that makes the separate environment.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Folder:</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>The folder of the separate environment.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>…</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Choose the folder of the separate environment</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Wheels:</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>A folder of .whl files to install from without a network; empty for the network.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>A folder, to install without a network</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Choose the folder of .whl files</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Proxy:</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Address of a proxy; empty for the system's own.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>http://proxy.example:8080</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Also what int8 and NF4 need</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Smaller precisions let larger models fit.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Install</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Install what is listed above</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Stop</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Stop installing; what is there stays</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Look again</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>See what is installed</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Remove</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Delete the separate environment</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Details</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>What the installing programs print</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Models</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Models, with their size and licence</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Name of another model of the Hugging Face hub</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>OWNER/NAME of another model of the hub</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Fetch…</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Says size and licence first</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Stop fetching; what has arrived is kept</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Delete what is on this machine of the chosen model</source>
       <translation type="unfinished" />
     </message>
   </context>
@@ -316,6 +611,29 @@
     </message>
     <message>
       <source>&amp;Back</source>
+      <translation type="unfinished" />
+    </message>
+  </context>
+  <context>
+    <name>MedVLMReaderQt.set_up</name>
+    <message>
+      <source>Slicer's own Python</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>A separate environment</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Delete the separate environment with all its packages?</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Folder</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Delete all that is on this machine of {model}?</source>
       <translation type="unfinished" />
     </message>
   </context>
