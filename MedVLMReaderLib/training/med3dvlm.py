@@ -93,8 +93,8 @@ class Taught(nn.Module):
             _adapted(model.decoder, stage.lora)
         for part in stage.trains:
             _part(model, part).requires_grad_(True)
-        own = {name for name, one in self.named_parameters() if not one.requires_grad}
-        self.elsewhere = frozenset(name for name in own if name.startswith("model.decoder."))
+        decoder = self.state_dict(keep_vars=True).items()  # with the names of what is tied
+        self.elsewhere = frozenset(n for n, one in decoder if n.startswith("model.decoder.") and not one.requires_grad)
         self._no_split_modules = [*(model.decoder._no_split_modules or ()), "Block"]  # where FSDP may cut
 
     def forward(
