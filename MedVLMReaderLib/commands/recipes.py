@@ -10,6 +10,7 @@ from typing import Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import TYPES, Case, checked, made_cases, read_cases
+from MedVLMReaderLib.commands import ms_vlm
 from MedVLMReaderLib.commands.terminal import check_writable, loaded_packages, step
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -19,7 +20,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "training": (),
 }  # fmt: skip
 """What a file may say, table by table; [training] has the engine's settings."""
-SYSTEMS = ("siglip",)
+SYSTEMS = {"siglip": TABLES, "ms_vlm": ms_vlm.TABLES}
 
 
 def train_by_file(arguments: Namespace) -> bool:
@@ -30,6 +31,10 @@ def train_by_file(arguments: Namespace) -> bool:
     check_writable(arguments.out)
     cases = _cases(content.get("data", {}), Path(arguments.stage).parent)
     loaded_packages()
+    if content["system"] == "ms_vlm":
+        held_out = _made(content.get("data", {}), "held_out")
+        step(f"Training; figures come in log.jsonl of each stage below {arguments.out} ...")
+        return ms_vlm.train(content, cases, held_out, arguments.out, arguments.minutes)
     from MedVLMReaderLib.training import siglip
     from MedVLMReaderLib.training.engine import Settings
 
@@ -50,11 +55,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ReaderError(f"'{path}' is no TOML ({error}).") from None
     if content.get("system") not in SYSTEMS:
         raise ReaderError(f"'{path}' has the system {content.get('system')!r}. Known: {', '.join(SYSTEMS)}.")
+    tables = SYSTEMS[content["system"]]
     for name, table in content.items():
-        if name != "system" and name not in TABLES:
+        if name != "system" and name not in tables:
             raise ReaderError(f"'{path}' has the key '{name}', which does not exist. Known: system, "
-                              f"{', '.join(TABLES)}.")  # fmt: skip
-        known = TABLES.get(name)
+                              f"{', '.join(tables)}.")  # fmt: skip
+        known = tables.get(name)
         if known and (wrong := sorted(set(table) - set(known))):
             raise ReaderError(f"[{name}] of '{path}' has the key '{wrong[0]}', which does not exist. Known: "
                               f"{', '.join(known)}.")  # fmt: skip
@@ -65,11 +71,18 @@ def _cases(table: Mapping[str, Any], beside: Path) -> list[Case]:
     if ("cases" in table) == ("seeds" in table):
         raise ReaderError("[data] should name a data set (cases) or made studies (seeds), one of the two.")
     if "seeds" in table:
-        first, last = table["seeds"]
-        return made_cases(range(first, last + 1), mirrored_every=table.get("mirrored_every", 0))
+        return _made(table, "seeds")
     root = beside / table["root"] if "root" in table else None
     found = read_cases(beside / table["cases"], root, table.get("split", ""))
     return checked(found, skip=bool(table.get("skip_faulty", False)), known_types=(*TYPES, ""))
+
+
+def _made(table: Mapping[str, Any], name: str) -> list[Case]:
+    """The made studies that a key names by the first and the last seed; none where it is not there."""
+    if name not in table:
+        return []
+    first, last = table[name]
+    return made_cases(range(first, last + 1), mirrored_every=table.get("mirrored_every", 0))
 
 
 def _pair(table: Mapping[str, Any], cases: list[Case], out: Path, seed: int) -> Any:
