@@ -34,7 +34,8 @@ def train_by_file(arguments: Namespace) -> bool:
     if content["system"] == "ms_vlm":
         held_out = _made(content.get("data", {}), "held_out")
         step(f"Training; figures come in log.jsonl of each stage below {arguments.out} ...")
-        return ms_vlm.train(content, cases, held_out, arguments.out, arguments.minutes)
+        beside = Path(arguments.stage).parent
+        return ms_vlm.train(content, cases, held_out, arguments.out, beside, arguments.minutes)
     from MedVLMReaderLib.training import siglip
     from MedVLMReaderLib.training.engine import Settings
 
@@ -74,6 +75,8 @@ def _cases(table: Mapping[str, Any], beside: Path) -> list[Case]:
         return _made(table, "seeds")
     root = beside / table["root"] if "root" in table else None
     found = read_cases(beside / table["cases"], root, table.get("split", ""))
+    if "questions" in table:
+        found += read_cases(beside / table["questions"], root)
     return checked(found, skip=bool(table.get("skip_faulty", False)), known_types=(*TYPES, ""))
 
 
@@ -82,7 +85,9 @@ def _made(table: Mapping[str, Any], name: str) -> list[Case]:
     if name not in table:
         return []
     first, last = table[name]
-    return made_cases(range(first, last + 1), mirrored_every=table.get("mirrored_every", 0))
+    seeds, every = range(first, last + 1), table.get("mirrored_every", 0)
+    made = made_cases(seeds, mirrored_every=every)
+    return made + made_cases(seeds, questions=True, mirrored_every=every) if table.get("questions") else made
 
 
 def _pair(table: Mapping[str, Any], cases: list[Case], out: Path, seed: int) -> Any:

@@ -89,7 +89,9 @@ class Dino(nn.Module):
         if parts:
             scores += said_of(self.student, torch.cat(parts)).chunk(len(parts))
         words = [(score / self.warm).log_softmax(-1) for score in scores]
-        pairs = [(wanted * own).sum(-1).mean() for t, wanted in enumerate(told) for s, own in enumerate(words) if s != t]
+        pairs = [
+            (wanted * own).sum(-1).mean() for t, wanted in enumerate(told) for s, own in enumerate(words) if s != t
+        ]
         return {"dino": -torch.stack(pairs).mean()}
 
     @torch.no_grad()

@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
+from MedVLMReaderLib.models.domain import Domain, statistics
 from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, SliceEncoder, Template, ZFormer
 from MedVLMReaderLib.preparation import Recipe
+from MedVLMReaderLib.shards import Shards
+from MedVLMReaderLib.training.bridge import Exchanges, Lora, kept_features, train_bridge, train_lora
 from MedVLMReaderLib.training.dino import Dino, HeadSizes, Views, new_encoder
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
+from MedVLMReaderLib.training.features import planes_of
+from MedVLMReaderLib.training.language import made_tokenizer
 from MedVLMReaderLib.training.masked_slices import (
     SHARE,
     Masked,
@@ -30,6 +34,7 @@ from MedVLMReaderLib.training.masked_slices import (
     stacks_together,
 )
 from MedVLMReaderLib.training.slice_stacks import Slices, Stacks, pictures_together
+from MedVLMReaderLib.weights import DECODER_FIELDS, filled_decoder, new_decoder, read_tokenizer
 
 MEASURED = "held-out.json"
 """Of the stage `masked`: its errors on studies that it has not learned from."""
@@ -49,6 +54,13 @@ class Plan:
     momentum: float = 0.996
     masked: Settings | None = None
     share: float = SHARE
+    bridge: Settings | None = None
+    lora: Settings | None = None
+    ranks: Lora = field(default_factory=Lora)
+    template: Template | None = None
+    decoder: Path | dict[str, Any] | None = None
+    """A folder of a causal language model, or the sizes of a new one, whose tokenizer is then made from the texts."""
+    reads: str = "scans"
     seed: int = 0
 
 
@@ -64,7 +76,8 @@ class Runs:
 
 
 def run(plan: Plan, cases: Sequence[Case], held_out: Sequence[Case], runs: Runs) -> bool:
-    """The first two stages; True when they are finished. Slices of `held_out` are only measured on."""
+    """All stages of the plan; True when they are finished, then the model stands in folder/model where there is a
+    decoder. Slices of `held_out` are only measured on."""
     kept = Stacks(runs.folder / "stacks", plan.recipe)
     names, others = (list(dict.fromkeys(case.volume for case in each)) for each in (cases, held_out))
     if plan.dino and not runs.weights("dino").exists():
@@ -74,8 +87,55 @@ def run(plan: Plan, cases: Sequence[Case], held_out: Sequence[Case], runs: Runs)
         if not fit(network, rows, pictures_together, plan.dino, runs.folder / "dino", minutes=runs.minutes):
             return False
     if plan.masked and not (runs.folder / "masked" / MEASURED).exists():
-        return _hidden_slices(plan, plan.masked, kept, names, others, runs)
+        if not _hidden_slices(plan, plan.masked, kept, names, others, runs):
+            return False
+    return not (plan.bridge or plan.lora) or _words(plan, cases, kept, runs)
+
+
+def _words(plan: Plan, cases: Sequence[Case], kept: Stacks, runs: Runs) -> bool:
+    """Bridge and LoRA, and the model as the reader loads it."""
+    if plan.template is None or plan.decoder is None:
+        raise ReaderError("[bridge] and [lora] need a [template] and a [decoder].")
+    decoder, config, tokenizer = language(plan.decoder, cases, plan.template, runs.folder / "tokenizer", plan.seed)
+    model = assembled(plan, plan.template, decoder, tokenizer, runs)
+    names = [case.volume for case in cases]
+    paths = kept_features(model.slice_encoder, kept, names, runs.folder / "features", patches=bool(plan.sizes.places))
+    rows = Exchanges(cases, paths, plan.template, tokenizer)
+    for settings in filter(None, (plan.bridge, plan.lora)):
+        _enough(len(rows), settings, "reports and questions")
+    if plan.bridge and not train_bridge(model, rows, plan.bridge, runs.folder / "bridge", runs.minutes):
+        return False
+    if plan.lora and not train_lora(model, rows, plan.ranks, plan.lora, runs.folder / "lora", runs.minutes):
+        return False
+    if plan.sizes.places:
+        model.domain = domain_of(list(paths.values()), plan.sizes.patch)
+    save(model, config, plan.reads, runs.folder / "model")
     return True
+
+
+def language(source: Path | dict[str, Any], cases: Sequence[Case], template: Template, folder: Path, seed: int
+             ) -> tuple[Any, dict[str, Any], Any]:  # fmt: skip
+    """Decoder, its plain configuration, and its tokenizer."""
+    torch.manual_seed(seed)
+    if isinstance(source, Path):
+        config = {n: v for n, v in json.loads((source / "config.json").read_text()).items() if n in DECODER_FIELDS}
+        return filled_decoder(config, Shards.open(source)), config, read_tokenizer(source, template.end)
+    if not (folder / "tokenizer.json").exists():
+        texts = {text for case in cases for text in (case.report, case.asked, case.expected, template.report) if text}
+        folder.mkdir(parents=True, exist_ok=True)
+        made_tokenizer(sorted(texts)).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(folder, template.end)
+    config = {**source, "vocab_size": len(tokenizer)}
+    return new_decoder(config), config, tokenizer
+
+
+def domain_of(paths: Sequence[Path], patch: int) -> Domain:
+    """What the features of the learned scans look like; every fifth scan is held out for the limit."""
+    if len(paths) < 10:
+        raise ReaderError(f"{len(paths)} scans do not tell what is unlike them; a model with places needs 10 or more.")
+    rows = torch.stack([statistics([plane.patches for plane in planes_of(load_file(path), patch)]) for path in paths])
+    held_out = torch.arange(len(rows)) % 5 == 0
+    return Domain.fitted(rows[~held_out], rows[held_out])
 
 
 def _hidden_slices(
@@ -134,7 +194,9 @@ def assembled(plan: Plan, template: Template, decoder: Any, tokenizer: Any, runs
     torch.manual_seed(plan.seed)
     model = MSVLM(plan.sizes, plan.recipe, template, decoder, tokenizer)
     model.slice_encoder.load_state_dict(
-        (slice_encoder(plan, runs) if runs.weights("dino").exists() else new_encoder(plan.sizes, plan.seed)).state_dict()
+        (
+            slice_encoder(plan, runs) if runs.weights("dino").exists() else new_encoder(plan.sizes, plan.seed)
+        ).state_dict()
     )
     if runs.weights("masked").exists():
         _stage_part(model.bridge.zformer, runs.weights("masked"), "zformer.")
@@ -153,5 +215,3 @@ def save(model: MSVLM, decoder: dict[str, Any], reads: str, folder: Path) -> Non
         "template": model.template.__dict__, "decoder": decoder, "reads": reads,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-
-

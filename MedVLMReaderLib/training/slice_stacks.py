@@ -58,7 +58,7 @@ class Stacks:
 
     def of(self, name: str) -> tuple[KeptStack, ...]:
         """The axial, coronal and sagittal stack of a case's volume. ReaderError where it cannot be read."""
-        path = self.folder / f"{self._key(name)}.npz"
+        path = self.folder / f"{self.key(name)}.npz"
         if not path.exists():
             self._make(name, path)
         kept = mapped(path)
@@ -77,14 +77,17 @@ class Stacks:
             for n, stack in enumerate(found)
         }
         arrays |= {f"affine_{n}": np.array(stack.volume.grid.affine) for n, stack in enumerate(found)}
-        arrays |= {"modality": np.array([MODALITIES.index(volume.modality)]), "acquired_mm": np.array([stack.acquired_mm for stack in found])}
+        arrays |= {
+            "modality": np.array([MODALITIES.index(volume.modality)]),
+            "acquired_mm": np.array([stack.acquired_mm for stack in found]),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".part{os.getpid()}")
         with part.open("wb") as file:
             np.savez(file, **arrays)
         part.replace(path)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
         """Changes with the file or the recipe; tells nothing of the path."""
         state: Sequence[object] = ()
         if not name.startswith(MADE):
