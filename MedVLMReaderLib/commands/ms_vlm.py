@@ -11,7 +11,6 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
 
 TABLES: dict[str, tuple[str, ...]] = {
-    "data": ("cases", "root", "split", "seeds", "skip_faulty", "mirrored_every", "held_out", "planes", "questions"),
     "recipe": (), "sizes": (), "dino": (), "masked": (), "bridge": (), "lora": (),
     "decoder": (), "template": ("start", "turn", "end", "report"),
 }  # fmt: skip
@@ -30,7 +29,7 @@ def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
     """The plan of a file. ReaderError for a key that does not exist, or sizes that do not fit."""
     from MedVLMReaderLib.models.ms_vlm import Sizes, Template
     from MedVLMReaderLib.preparation import Recipe
-    from MedVLMReaderLib.training.bridge import Lora
+    from MedVLMReaderLib.training.bridge import RANKS, Lora
     from MedVLMReaderLib.training.dino import HeadSizes, Views
     from MedVLMReaderLib.training.ms_vlm import Plan
     from MedVLMReaderLib.volume import PLANES
@@ -57,7 +56,7 @@ def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
         decoder = beside / decoder["folder"]
     return Plan(
         sizes, read, tuple(PLANES.index(plane) for plane in planes), dino, head or HeadSizes(), views or Views(),
-        momentum or 0.996, masked, share or 0.3, bridge, lora, ranks or Lora(), template, decoder,
+        momentum or 0.996, masked, share or 0.3, bridge, lora, ranks or RANKS, template, decoder,
         "made studies" if "seeds" in content.get("data", {}) else "scans",
     )  # fmt: skip
 
@@ -73,5 +72,5 @@ def _parted(
     rest, made = dict(content[stage]), []
     for kind in (first, second):
         own = {one.name: rest.pop(one.name) for one in fields(kind) if one.name in rest} if kind else {}
-        made.append(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}) if kind else None)
+        made.append(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}) if own else None)
     return made[0], made[1], rest.pop(name, None), Settings.from_table(rest, f"[{stage}]")

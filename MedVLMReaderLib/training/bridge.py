@@ -1,4 +1,4 @@
-"""MS-VLM's last two stages: the bridge learns to tell the decoder of the slices, then the decoder learns with it (LoRA).
+"""MS-VLM's last two stages: the bridge learns to tell the decoder of the slices; then the decoder learns, too (LoRA).
 
 Slices go through the slice encoder once and are kept; it and the Z-former stay as the first stages made them.
 """
@@ -6,7 +6,6 @@ Slices go through the slice encoder once and are kept; it and the Z-former stay 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models.ms_vlm import IMAGE, MSVLM, QUESTION, Bridge, SliceEncoder, Template
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
 from MedVLMReaderLib.training.features import encoded_plane, planes_of
+from MedVLMReaderLib.training.med3dvlm import Lora, adapted, merge
 from MedVLMReaderLib.training.objectives import words
 from MedVLMReaderLib.training.slice_stacks import Stacks
 
@@ -26,23 +26,21 @@ UNSAID = -100
 """Label of what is not to be learned: the image, the question, what fills a row up."""
 
 
-@dataclass(frozen=True)
-class Lora:
-    """Which layers of the decoder get low-rank ones beside them. The defaults are those of the authors' brain-CT model;
-    the paper does not say."""
-
-    r: int = 64
-    alpha: int = 128
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+RANKS = Lora(64, 128, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj"))
+"""Of the authors' brain-CT model; the paper does not say."""
 
 
 class Told(nn.Module):
-    """Bridge and decoder with the loss of the answers. Of the decoder only what learns is kept with a checkpoint."""
+    """Bridge and decoder with the loss of the answers. Of the decoder only what learns is kept with a checkpoint.
+
+    `elsewhere`: the tensors that the engine need not keep.
+    """
 
     def __init__(self, bridge: Bridge, decoder: Any, patch: int) -> None:
         super().__init__()
         self.bridge, self.decoder, self.patch = bridge, decoder, patch
+        names = (f"decoder.{name}" for name in decoder.state_dict())
+        self.elsewhere = frozenset(name for name in names if "lora_" not in name)
 
     def forward(self, studies: Sequence[dict[str, Tensor]], before: Tensor, ids: Tensor, labels: Tensor
                 ) -> dict[str, Tensor]:  # fmt: skip
@@ -54,10 +52,6 @@ class Told(nn.Module):
         labels = F.pad(labels, (image, 0), value=UNSAID)
         scores = self.decoder(inputs_embeds=torch.cat([start, seen.to(rest), rest], 1)).logits
         return {"words": words(scores, labels)}  # what fills a row up stands behind all else: nothing attends to it
-
-    def state_dict(self, *rest: Any, **more: Any) -> dict[str, Any]:
-        whole: dict[str, Any] = super().state_dict(*rest, **more)
-        return {n: v for n, v in whole.items() if not n.startswith("decoder.") or "lora_" in n}
 
 
 class Exchanges:
@@ -125,17 +119,15 @@ def train_lora(
     model: MSVLM, rows: Exchanges, lora: Lora, settings: Settings, folder: Path, minutes: float = 1e9
 ) -> bool:
     """The same with low-rank layers in the decoder; True when finished, then they are part of the model's decoder."""
-    from peft import LoraConfig, get_peft_model
-
     torch.manual_seed(settings.seed)
     model.decoder.requires_grad_(False)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
-    network = Told(model.bridge, get_peft_model(model.decoder, config), model.sizes.patch)
+    adapted(model.decoder, lora)
+    network = Told(model.bridge, model.decoder, model.sizes.patch)
     model.bridge.requires_grad_(False)
     _learning(model.bridge)
     if not _fitted(network, rows, settings, folder, minutes):
         return False
-    model.decoder = network.decoder.merge_and_unload()
+    merge(model)
     return True
 
 

@@ -59,7 +59,7 @@ class Head(nn.Module):
 
 
 class Dino(nn.Module):
-    """Student, teacher, and the mean of what the teacher says, which is taken off so that it says not always the same."""
+    """Student, teacher, and the mean of what the teacher says: taken off, so that it does not always say the same."""
 
     centre: Tensor
 
@@ -115,7 +115,7 @@ def said_of(pair: nn.ModuleDict, pictures: Tensor) -> Tensor:
 
 
 def view(pictures: Tensor, share: tuple[float, float], size: int, views: Views) -> Tensor:
-    """(slices, channels, size, size): of each slice another square part, turned a little, its greys changed a little."""
+    """(slices, channels, size, size): of each slice another square part, turned a little, its greys a little changed."""
     count, like = len(pictures), {"device": pictures.device, "dtype": pictures.dtype}
     side = torch.empty(count, **like).uniform_(*share)
     angle = torch.empty(count, **like).uniform_(-views.turn, views.turn) * (math.pi / 180)

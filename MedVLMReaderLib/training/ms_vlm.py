@@ -21,7 +21,7 @@ from MedVLMReaderLib.models.domain import Domain, statistics
 from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, SliceEncoder, Template, ZFormer
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.shards import Shards
-from MedVLMReaderLib.training.bridge import Exchanges, Lora, kept_features, train_bridge, train_lora
+from MedVLMReaderLib.training.bridge import RANKS, Exchanges, Lora, kept_features, train_bridge, train_lora
 from MedVLMReaderLib.training.dino import Dino, HeadSizes, Views, new_encoder
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
 from MedVLMReaderLib.training.features import planes_of
@@ -56,7 +56,7 @@ class Plan:
     share: float = SHARE
     bridge: Settings | None = None
     lora: Settings | None = None
-    ranks: Lora = field(default_factory=Lora)
+    ranks: Lora = RANKS
     template: Template | None = None
     decoder: Path | dict[str, Any] | None = None
     """A folder of a causal language model, or the sizes of a new one, whose tokenizer is then made from the texts."""
@@ -86,9 +86,9 @@ def run(plan: Plan, cases: Sequence[Case], held_out: Sequence[Case], runs: Runs)
         _enough(len(rows), plan.dino, "slices")
         if not fit(network, rows, pictures_together, plan.dino, runs.folder / "dino", minutes=runs.minutes):
             return False
-    if plan.masked and not (runs.folder / "masked" / MEASURED).exists():
-        if not _hidden_slices(plan, plan.masked, kept, names, others, runs):
-            return False
+    unmeasured = not (runs.folder / "masked" / MEASURED).exists()
+    if plan.masked and unmeasured and not _hidden_slices(plan, plan.masked, kept, names, others, runs):
+        return False
     return not (plan.bridge or plan.lora) or _words(plan, cases, kept, runs)
 
 

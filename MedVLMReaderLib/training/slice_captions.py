@@ -5,6 +5,7 @@ No mask and no label comes in here. Captions are kept as they come, one JSON obj
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -56,9 +57,7 @@ def slab(volume: Volume, shown: Grid, plane: PlaneName, n: int, thick_mm: float 
 def evenly(count: int, each: int, rng: np.random.Generator) -> list[int]:
     """`each` of `count` slices, one from each equal part of the middle nine tenths."""
     edges = np.linspace(0.05, 0.95, each + 1) * count
-    return [
-        int(rng.integers(int(low), max(int(low) + 1, int(high)))) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    return [int(rng.integers(int(low), max(int(low) + 1, int(high)))) for low, high in itertools.pairwise(edges)]
 
 
 def captions(

@@ -2,7 +2,7 @@
 
 Made studies at 32x96x96. A model of the reader (the built-in one) writes captions of slices; a small CLIP learns from
 those slices and captions; the volume encoder learns from the CLIP; then masks and labels are learned from 10 studies,
-three times. Beside it: no pre-training, and pre-training with captions that belong to other slices. Goes on after a kill.
+three times. Beside it: no pre-training, and pre-training with other slices' captions. Goes on after a kill.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ UNLABELLED, LABELLED, TESTED = 1_000_000, 930_000, 940_000
 ARMS = "scratch", "pre-trained", "shuffled"
 
 
+TEACHER = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, cpu=True)
+INSIGHT = Settings(300, 8, learning_rate=2e-3, weight_decay=1e-2, save_every=1000, cpu=True)
+MASKS = Settings(150, 2, learning_rate=3e-3, save_every=1000, cpu=True)
+LABELS = Settings(100, 5, learning_rate=1e-3, save_every=1000, cpu=True)
+
+
 @dataclass(frozen=True)
 class Size:
     """How much of everything."""
@@ -47,10 +53,10 @@ class Size:
     labelled: int = 10
     tested: int = 40
     seeds: int = 3
-    teacher: Settings = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, cpu=True)
-    insight: Settings = Settings(300, 8, learning_rate=2e-3, weight_decay=1e-2, save_every=1000, cpu=True)
-    masks: Settings = Settings(150, 2, learning_rate=3e-3, save_every=1000, cpu=True)
-    labels: Settings = Settings(100, 5, learning_rate=1e-3, save_every=1000, cpu=True)
+    teacher: Settings = TEACHER
+    insight: Settings = INSIGHT
+    masks: Settings = MASKS
+    labels: Settings = LABELS
     objective: Objective = "transport"
 
 
@@ -120,7 +126,8 @@ def measured(out: Path, size: Size, arms: Sequence[str] = ARMS) -> dict[str, Any
             labels = downstream.classifier(
                 ENCODER, few, replace(size.labels, seed=seed), out / f"labels-{arm}-{seed}", start=start
             )
-            assert masks and labels
+            assert masks is not None
+            assert labels is not None
             results[f"{arm}-{seed}"] = {
                 "dice": downstream.dice(masks, tested)["dice"]["all"]["value"],
                 "accuracy": downstream.accuracy(labels, tested)["accuracy"]["all"]["value"],

@@ -1,4 +1,4 @@
-"""MS-VLM's stages at tiny sizes: slices without labels, hidden slices, bridge, LoRA; and the reader loads the result."""
+"""MS-VLM's stages at tiny sizes: slices without labels, hidden slices, bridge, LoRA; the reader loads the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, Template, ZFormer
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.study import Message
-from MedVLMReaderLib.training.bridge import UNSAID, Exchanges, Lora, Told, kept_features
+from MedVLMReaderLib.training.bridge import RANKS, UNSAID, Exchanges, Told, kept_features
 from MedVLMReaderLib.training.dino import Dino, HeadSizes, Views, new_encoder, view
 from MedVLMReaderLib.training.engine import Settings, curve
 from MedVLMReaderLib.training.masked_slices import Masked, Tokens, against_interpolation, interpolated, stacks_together
@@ -42,7 +42,7 @@ TEMPLATE = Template("<|user|>{image}", "{question}<|reader|>", "<|end|>", "Descr
 FEW = Settings(steps=2, batch=2, learning_rate=1e-3, log_every=1, cpu=True)
 PLAN = Plan(
     SIZES, RECIPE, dino=FEW, head=HeadSizes(12, 8, 4), views=Views(few=1), masked=FEW, bridge=FEW, lora=FEW,
-    ranks=Lora(2, 4), template=TEMPLATE, decoder=DECODER,
+    ranks=replace(RANKS, rank=2), template=TEMPLATE, decoder=DECODER,
 )  # fmt: skip
 
 
