@@ -115,7 +115,7 @@ def said_of(pair: nn.ModuleDict, pictures: Tensor) -> Tensor:
 
 
 def view(pictures: Tensor, share: tuple[float, float], size: int, views: Views) -> Tensor:
-    """(slices, channels, size, size): of each slice another square part, turned a little, its greys a little changed."""
+    """(slices, channels, size, size): of each slice another square part, a little turned and of other greys."""
     count, like = len(pictures), {"device": pictures.device, "dtype": pictures.dtype}
     side = torch.empty(count, **like).uniform_(*share)
     angle = torch.empty(count, **like).uniform_(-views.turn, views.turn) * (math.pi / 180)

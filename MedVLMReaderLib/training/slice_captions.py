@@ -87,12 +87,15 @@ def _told(name: str, recipe: BlockRecipe, ask: Ask, each: int, seed: int, thick_
 
 
 def _kept(path: Path) -> dict[str, list[Caption]]:
+    """What a file has; a line that a kill cut off is taken away."""
     found: dict[str, list[Caption]] = {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    for line in lines:
-        if line.endswith("\n"):  # the last one may be cut off
-            one = Caption(**json.loads(line))
-            found.setdefault(one.volume, []).append(one)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole), encoding="utf-8")
+    for line in whole:
+        one = Caption(**json.loads(line))
+        found.setdefault(one.volume, []).append(one)
     return found
 
 

@@ -92,11 +92,20 @@ def load(folder: Path) -> Teacher:
     """A CLIP of the published layout: config.json, model.safetensors, tokenizer. Nothing is fetched."""
     from transformers import AutoTokenizer, CLIPModel
 
+    from MedVLMReaderLib.weights import written_config
+
+    if written_config(folder).get("model_type") != "clip":
+        raise ReaderError(f"'{folder}' holds no CLIP. Choose the folder of one, or have a small one trained.")
     try:
-        network = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        return Teacher(network, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        network, loading = CLIPModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ReaderError(f"'{folder}' holds no CLIP that can be read ({str(error).splitlines()[0]}).") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise ReaderError(f"The CLIP of '{folder}' lacks the tensor '{missing[0]}'. Get it again.")
+    return Teacher(network, tokenizer)
 
 
 # ---- A small one ----------------------------------------------------------------------------------------------------
