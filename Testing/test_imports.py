@@ -80,7 +80,7 @@ RULES = {
     "planting": Rule("geometry volume truth shapes anatomy", "numpy"),
     "phantom": Rule("geometry volume study truth shapes anatomy planting", "numpy scipy"),
     "phantom_report": Rule("truth"),
-    "heatmap": Rule("geometry volume", "numpy"),
+    "heatmap": Rule("geometry volume", "numpy", "scipy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "slices": Rule("geometry volume heatmap", "numpy"),
     "report_page": Rule("reading volume slices", "numpy"),
@@ -107,7 +107,7 @@ RULES = {
     "models.*": Rule(
         "geometry volume study preparation block pages memory shards quantise weights models models.layers "
         "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
-        "models.published models.pyramid",
+        "models.published models.pyramid models.pair",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),
@@ -211,7 +211,7 @@ RULES = {
         inside="pydicom highdicom fhir pynetdicom",
         ours_inside="report_pdf",
     ),
-    "check": Rule("geometry volume files reading resources", "numpy"),
+    "check": Rule("geometry volume files heatmap reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),

@@ -131,10 +131,10 @@ def _pictured(reading: Reading, number: int, volume: Volume, folder: Path, done:
 
 def figures(heats: Any) -> dict[str, Any]:
     """Peak in mm and how many cells share the attention, of a reading's `heatmaps`."""
-    from MedVLMReaderLib.reading import combined, effective_cells
+    from MedVLMReaderLib.heatmap import effective_cells, peak
 
     return {
-        "peak_ras_mm": [round(float(x), 2) for x in combined(heats).peak()],
+        "peak_ras_mm": [round(float(x), 2) for x in peak(heats)],
         "effective_cells": round(effective_cells(heats), 1),
         "cells": sum(heat.values.size for heat in heats),
     }
