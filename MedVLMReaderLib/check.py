@@ -13,7 +13,6 @@ import numpy as np
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.heatmap import peak
 from MedVLMReaderLib.reading import Reading, write_whole
 from MedVLMReaderLib.resources import resource, resources_folder
 from MedVLMReaderLib.volume import Volume
@@ -73,7 +72,7 @@ def measured(reader: Reader, volume: Volume) -> Figures:
 def _peak(reading: Reading, sentence: int) -> list[float] | None:
     """(r, a, s) of a sentence's heatmap; None where it has none."""
     try:
-        return [round(float(x), 3) for x in peak(reading.heatmaps(sentence))]
+        return [round(float(x), 3) for x in reading.heatmap(sentence).peak()]
     except ReaderError:
         return None
 

@@ -211,7 +211,7 @@ RULES = {
         inside="pydicom highdicom fhir pynetdicom",
         ours_inside="report_pdf",
     ),
-    "check": Rule("geometry volume files heatmap reading resources", "numpy"),
+    "check": Rule("geometry volume files reading resources", "numpy"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),

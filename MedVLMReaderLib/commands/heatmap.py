@@ -23,7 +23,6 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 def heatmap(arguments: Namespace) -> None:
     """Write the heatmap as a volume, and a picture where the scan is given."""
-    from MedVLMReaderLib.heatmap import combined, softened
     from MedVLMReaderLib.reading import Reading
 
     reading = Reading.load(arguments.reading)
@@ -35,7 +34,7 @@ def heatmap(arguments: Namespace) -> None:
     if (arguments.verify or arguments.look) and not arguments.study:
         raise ReaderError("The model must see the scan for that. Name it with --study.")
     reading, verdict = _with_model(reading, part, arguments) if arguments.verify or arguments.look else (reading, None)
-    heats = reading.heatmaps(part, arguments.method)
+    heats, whole = reading.heatmaps(part, arguments.method), reading.heatmap(part, arguments.method)
     out = arguments.out or arguments.reading / f"heatmap{_mark(arguments)}.nii.gz"
     ending = next((ending for ending in ENDINGS if out.name.lower().endswith(ending)), None)
     if ending is None:
@@ -46,13 +45,13 @@ def heatmap(arguments: Namespace) -> None:
     files = [out]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_whole(softened(combined(heats), [heat.grid for heat in heats]), out)
+        save_whole(whole, out)
         if volume is not None:
             files.append(out.with_name(out.name[: -len(ending)] + ".png"))
             _draw(volume, heats, words, files[-1])
     except OSError as error:
         raise unwritable(out, error) from error
-    found = {"words": words, **figures(heats), "note": " ".join(heats[0].notes), "files": files}
+    found = {"words": words, **figures(heats, whole), "note": " ".join(heats[0].notes), "files": files}
     _tell(found | ({"verification": verdict.to_json()} if verdict else {}), arguments)
     if verdict and not arguments.json:
         say(str(verdict))
