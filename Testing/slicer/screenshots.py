@@ -37,20 +37,31 @@ LABEL = (
 )
 
 
-def composed(host: Host, panel: Any, views: dict[str, Any], scale: float = 1) -> Any:
-    """The panel on the left, the views below each other on the right, what it is underneath."""
+def picture_of(host: Host, panel: Any, width: int = 560) -> Any:
+    """The panel as wide as a module's, as high as it wants to be."""
     qt = host.qt
-    width, side = int(560 * scale), 360
-    height = max(3 * side + 8, panel.sizeHint.height() + 120)
-    panel.resize(width, height)
     panel.show()
-    qt.QApplication.processEvents()
-    left = panel.grab()
-    whole = qt.QPixmap(left.width() + side + 12, max(height, left.height()) + int(28 * scale))
+    for _ in range(3):  # texts that wrap ask for their height once they know their width
+        panel.resize(width, panel.layout().totalHeightForWidth(width))
+        qt.QApplication.processEvents()
+    return panel.grab()
+
+
+def beside(host: Host, core: SlicerCore, panel: Any, scale: float = 1) -> Any:
+    """The panel on the left, the views below each other on the right, what it is underneath."""
+    qt, left = host.qt, picture_of(host, panel, int(560 * scale))
+    side = (left.height() - 8) // 3
+    for view in core.views.values():
+        view.size = (side, side)
+        view.window.SetSize(side, side)
+        offset = view.node.GetSliceOffset()
+        view.fit()
+        view.node.SetSliceOffset(offset)
+    whole = qt.QPixmap(left.width() + side + 8, left.height() + int(28 * scale))
     whole.fill(qt.QApplication.palette().color(qt.QPalette.Window))
     painter = qt.QPainter(whole)
     painter.drawPixmap(0, 0, left)
-    for n, picture in enumerate(views.values()):
+    for n, picture in enumerate(core.pictures().values()):
         rows, columns, _ = picture.shape
         data = np.ascontiguousarray(picture)
         image = qt.QImage(data.tobytes(), columns, rows, 3 * columns, qt.QImage.Format_RGB888)
@@ -107,6 +118,16 @@ def sentence(view: Any, path: Path) -> None:
     overlay(read(SAMPLE), reading.heatmaps(heat.span), title=reading.text[slice(*heat.span)], path=path)
 
 
+def exporting(ui: Any) -> None:
+    """The report as it is edited, exports and many scans; the other sections closed."""
+    ui.reportTabs.setCurrentIndex(1)
+    for section, closed in (
+        (ui.inputSection, True), (ui.chatSection, True), (ui.heatSection, True),
+        (ui.exportSection, False), (ui.manySection, False),
+    ):  # fmt: skip
+        section.collapsed = closed
+
+
 def main() -> int:
     """Read the sample, click a sentence, and take the pictures."""
     wanted = argparse.ArgumentParser(description=__doc__)
@@ -123,12 +144,14 @@ def main() -> int:
     prepared(core)
     view = host.load()
     told(host, view)
-    panel, one = arguments.out / "pictures" / "panel.png", arguments.out / "images" / "sentence.png"
-    for path in (panel, one):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        print(path)
-    composed(host, view.parent, core.pictures(), arguments.scale).save(str(panel))
+    pictures, one = arguments.out / "pictures", arguments.out / "images" / "sentence.png"
+    for folder in (pictures, one.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    beside(host, core, view.parent, arguments.scale).save(str(pictures / "panel.png"))
     sentence(view, one)
+    exporting(view.ui)
+    picture_of(host, view.parent, int(560 * arguments.scale)).save(str(pictures / "panel-export.png"))
+    print("pictures/panel.png, pictures/panel-export.png, images/sentence.png")
     view.cleanup()
     return 0 if not pythonqt.slot_errors and not view.panel.message else 1
 

@@ -27,11 +27,19 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     def _set_collapsed(self, value: bool) -> None:
         if value != self._collapsed:
             self._collapsed = value
-            for child in QtCore.QObject.children(self):
-                if isinstance(child, QtWidgets.QWidget):
-                    child.setVisible(not value)
-            self.setMaximumHeight(self._head + 2 if value else 16777215)
+            self._apply()
             self.contentsCollapsed.emit(value)
+
+    def _apply(self) -> None:
+        """Closed, it is as high as its title; what is in it keeps its own visibility, as with the real one."""
+        self.setMaximumHeight(24 if self._collapsed else 16777215)
+        self.setMinimumHeight(24 if self._collapsed else 0)
+        self.setSizePolicy(
+            QtWidgets.QSizePolicy.Policy.Preferred,
+            QtWidgets.QSizePolicy.Policy.Fixed if self._collapsed else QtWidgets.QSizePolicy.Policy.Preferred,
+        )
+        self.updateGeometry()
+        self.update()
 
     text = Property(str, lambda self: self._text, _set_text)
     collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
