@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.results import Kept
 from MedVLMReaderLib.session import Turn
@@ -25,6 +27,8 @@ DARK = {  # Slicer's dark theme, about
 }  # fmt: skip
 TEXT = "Findings: The right lung is clear. Dark lesion of 27 mm in the liver.\nImpression: Dark lesion in the liver."
 
+NOTE = "This model has learned from made studies only. It shows how the reader works; it means nothing on a real scan."
+
 
 def themed(host: Host, dark: bool, scale: float) -> None:
     """Make the application look as it would on another display, before anything is made."""
@@ -35,15 +39,16 @@ def themed(host: Host, dark: bool, scale: float) -> None:
     for role, colour in DARK.items() if dark else ():
         palette.setColor(getattr(qt.QPalette, role), qt.QColor(*colour))
     if dark:
+        for role in ("ButtonText", "Text", "WindowText"):
+            palette.setColor(qt.QPalette.Disabled, getattr(qt.QPalette, role), qt.QColor(127, 127, 127))
         host.application.setPalette(palette)
 
 
 def filled(view: Any) -> None:
     """Everything that can stand on the panel, without a model."""
-    reading = Reading("", TEXT, True, (), (), "built-in", "5e8dbd489162", notes=("This model has learned from made "
-                      "studies only. It shows how the reader works; what it says of a real scan means nothing.",))  # fmt: skip
-    kept = Kept(Turn("", reading), is_report=True)
-    html = report(0, kept, reading.sentences[2])
+    reading = Reading("", TEXT, True, (), (), "built-in", "5e8dbd489162", notes=(NOTE,))
+    kept = Kept(Turn("", reading), np.eye(4), is_report=True)
+    html = report(0, kept, reading.sentences[1])
     state = replace(
         view.panel.state(), report=html, chat=html, has_text=True, message="'chest' has no voxels. Load it again.",
         provenance="Written by built-in, revision 5e8dbd489162. Not for clinical use.", findings=TEXT, can_read=True,
@@ -66,7 +71,7 @@ def main() -> int:
         themed(host, dark, scale)
         view = host.load()
         filled(view)
-        view.parent.resize(int(500 * scale), view.parent.sizeHint.height() + 200)
+        view.parent.resize(int(500 * scale), view.parent.sizeHint().height() + 200)
         view.parent.show()
         host.qt.QApplication.processEvents()
         view.parent.grab().save(str(folder / f"{name}.png"))
