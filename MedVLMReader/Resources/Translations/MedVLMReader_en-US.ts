@@ -479,11 +479,11 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>…</source>
+      <source>Choose the folder of the separate environment</source>
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Choose the folder of the separate environment</source>
+      <source>…</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -496,6 +496,10 @@
     </message>
     <message>
       <source>A folder, to install without a network</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Choose the folder of wheels</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -531,6 +535,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Stop installing</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Stop</source>
       <translation type="unfinished" />
     </message>
@@ -544,6 +552,10 @@
     </message>
     <message>
       <source>See what is installed</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Remove the separate environment</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -571,6 +583,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Another model of the hub</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Name of another model of the Hugging Face hub</source>
       <translation type="unfinished" />
     </message>
@@ -587,7 +603,15 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Stop fetching</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Stop fetching; what has arrived is kept</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Remove the chosen model</source>
       <translation type="unfinished" />
     </message>
     <message>
