@@ -12,9 +12,10 @@ from MedVLMReaderLib.install.needs import BRINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "Resources" / "requirements"
-INSTALLED = ("BASE", "MODELS", "QUANTISED")
+INSTALLED = ("BASE", "MODELS", "QUANTISED", "EXPORT")
 HEADS = {
     "reader.txt": "# What the process that reads needs: BASE and MODELS of setup.py. Written by `make lists`.",
+    "export.txt": "# For reports as PDF, DICOM and FHIR: EXPORT of setup.py. Written by `make lists`.",
     "quantised.txt": "# For int8 and NF4: QUANTISED of setup.py. Written by `make lists`.",
     "tested.txt": "# The versions that the tests ran with: constraints.txt. Written by `make lists`.",
 }
@@ -41,7 +42,8 @@ def tested() -> list[str]:
 def content() -> dict[str, str]:
     """What each file should hold."""
     lists = declared()
-    lines = {"reader.txt": lists["BASE"] + lists["MODELS"], "quantised.txt": lists["QUANTISED"], "tested.txt": tested()}
+    lines = {"reader.txt": lists["BASE"] + lists["MODELS"], "quantised.txt": lists["QUANTISED"]}
+    lines |= {"export.txt": lists["EXPORT"], "tested.txt": tested()}
     return {name: "\n".join([HEADS[name], *found]) + "\n" for name, found in lines.items()}
 
 
