@@ -142,7 +142,9 @@ class SettingUp:
             return
         try:
             if not self._made:
-                raise ReaderError(f"'{folder}' is no environment that set-up made: nothing was removed. Delete it by hand.")
+                raise ReaderError(
+                    f"'{folder}' is no environment that set-up made: nothing was removed. Delete it by hand."
+                )
             shutil.rmtree(folder)
             journal.save(self.home, journal.Journal())
         except OSError as error:
