@@ -14,8 +14,9 @@ from MedVLMReaderLib.many import studies_in, studies_of
 from MedVLMReaderLib.mrml import Node
 from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.volume import Volume
-from MedVLMReaderLib.worker.client import Client, Words
+from MedVLMReaderLib.worker.client import Client
 from MedVLMReaderLib.worker.logic import Logic
+from MedVLMReaderLib.worker.plain import Words
 
 
 class Console:

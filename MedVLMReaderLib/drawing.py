@@ -22,7 +22,7 @@ class Drawing:
 
     def __init__(self, qt: Any, ui: Any, edited: str) -> None:
         """`ui`: the form's widgets by their names; `edited`: what is said of a report that was edited."""
-        self.qt, self.ui, self.edited, self.before = qt, ui, edited, State()
+        self.qt, self.ui, self.edited, self.before, self.began = qt, ui, edited, State(), False
         self.kinds = {
             "text": ui.textBox, "markdown": ui.markdownBox, "pdf": ui.pdfBox, "json": ui.jsonBox, "fhir": ui.fhirBox,
             "sr": ui.srBox, "dicom-pdf": ui.dicomPdfBox, "sc": ui.scBox, "pmap": ui.pmapBox, "seg": ui.segBox,
@@ -35,8 +35,9 @@ class Drawing:
         self._words(state)
         self._progress(state)
         self._choices(panel.settings, panel.scan)
-        if state.heat != self.before.heat:
+        if state.heat != self.before.heat or not self.began:
             self._curves(panel)
+        self.began = True
         self._picture(self.ui.sawLabel, panel.saw)
         self.before = state
 
@@ -102,6 +103,7 @@ class Drawing:
     def _curves(self, panel: Panel) -> None:
         case, ui = panel.case, self.ui
         curves = case.heat.curves if case is not None and case.heat is not None else ()
+        ui.curveLabel.setVisible(bool(curves))
         for plane, label in zip(PLANES, (ui.axialCurve, ui.coronalCurve, ui.sagittalCurve), strict=True):
             self._picture(label, next((drawn(one, CURVE_PIXELS) for one in curves if one.plane == plane), b""))
 

@@ -23,7 +23,6 @@ from MedVLMReaderLib.place import Place
 from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.results import Kept
 from MedVLMReaderLib.session import ChatSession, Turn
-from MedVLMReaderLib.sight import recorded
 from MedVLMReaderLib.state import State, state_of
 from MedVLMReaderLib.watch import Watch
 from MedVLMReaderLib.worker.client import Client
@@ -37,6 +36,7 @@ from MedVLMReaderLib.worker.events import (
     Started,
     Word,
 )
+from MedVLMReaderLib.worker.plain import recorded
 
 
 class Panel(Many):

@@ -7,9 +7,9 @@ import numpy as np
 from MedVLMReaderLib import ReaderError, curves, overlay, transcript
 from MedVLMReaderLib.case import Case, heat_of, montage
 from MedVLMReaderLib.ground import Ground, said
-from MedVLMReaderLib.reading import Reading, Span
-from MedVLMReaderLib.worker.client import history_of
+from MedVLMReaderLib.reading import Span
 from MedVLMReaderLib.worker.events import Cancelled, Event, Failed, Heatmap, Prepared, Progress, Started, Verified
+from MedVLMReaderLib.worker.plain import history_of, recorded
 
 
 class Sight(Ground):
@@ -133,13 +133,3 @@ class Sight(Ground):
             self.changed()
 
         self.client.prepared(self._study(case), on_event=heard)
-
-
-def recorded(reading: Reading, words: Span, method: str | None) -> bool:
-    """Whether a reading holds where the model looked for some words."""
-    return any(
-        start < words[1] and words[0] < stop
-        for trace in reading.traces
-        if method in (None, trace.method)
-        for start, stop in trace.spans
-    )

@@ -59,7 +59,7 @@ def state_of(panel: Panel) -> State:
     case, busy = panel.case, panel.client.busy
     common = State(
         can_read=case is not None and not case.asking, can_ask=case is not None, can_stop=busy,
-        message=panel.message, confirm=panel.confirm, status=panel.status if busy else "",
+        message=panel.message, confirm=panel.confirm, status=_status(panel) if busy else "",
         progress=panel.progress if busy else None, memory=_memory(panel), note=panel.note,
         can_read_many=not panel.reading_many,
     )  # fmt: skip
@@ -81,6 +81,12 @@ def state_of(panel: Panel) -> State:
         chat=transcript.chat(case.kept, chosen, asking, "" if reading_now else case.words),
         provenance=provenance(last) if last else "", heat=case.heat.line if case.heat else "", verdict=case.verdict,
     )  # fmt: skip
+
+
+def _status(panel: Panel) -> str:
+    """What is being done, and how many questions wait behind it."""
+    waiting = sum(len(case.asking) for case in panel.cases.values()) - 1
+    return f"{panel.status} ({waiting} more in line)" if panel.status and waiting > 0 else panel.status
 
 
 def _memory(panel: Panel) -> str:

@@ -74,7 +74,7 @@ RULES = {
     "needs": Rule("gpu memory models", ours_inside="hub"),
     "state": Rule("needs results transcript worker worker.events"),
     "ground": Rule("case gpu mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
-    "sight": Rule("case curves ground overlay reading transcript worker worker.client worker.events", "numpy"),
+    "sight": Rule("case curves ground overlay reading transcript worker worker.events worker.plain", "numpy"),
     "paper": Rule(
         "case ground mrml reading report results scene sight state transcript worker worker.events",
         ours_inside="export.source",
@@ -82,18 +82,18 @@ RULES = {
     "many": Rule("ground mrml needs paper scene study worker worker.client worker.logic", ours_inside="batch.studies"),
     "panel": Rule(
         "case ground many mrml needs overlay parameters place reading results scene session sight state watch worker "
-        "worker.client worker.events",
+        "worker.client worker.events worker.plain",
         "numpy",
     ),
     "drawing": Rule("curves panel parameters state volume"),
-    "console": Rule("many mrml reading scene volume worker worker.client worker.logic"),
+    "console": Rule("many mrml reading scene volume worker worker.client worker.logic worker.plain"),
     "truth": Rule(),
     "shapes": Rule("geometry", "numpy"),
     "anatomy": Rule("geometry volume truth shapes", "numpy scipy"),
     "planting": Rule("geometry volume truth shapes anatomy", "numpy"),
     "phantom": Rule("geometry volume study truth shapes anatomy planting", "numpy scipy"),
     "phantom_report": Rule("truth"),
-    "heatmap": Rule("geometry volume", "numpy"),
+    "heatmap": Rule("geometry volume", "numpy", "scipy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "slices": Rule("geometry volume heatmap", "numpy"),
     "report_page": Rule("reading volume slices", "numpy"),
@@ -120,7 +120,7 @@ RULES = {
     "models.*": Rule(
         "geometry volume study preparation block pages memory shards quantise weights models models.layers "
         "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
-        "models.published models.pyramid",
+        "models.published models.pyramid models.pair",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),
@@ -170,8 +170,8 @@ RULES = {
     "worker.exporting": Rule("export export.source export.writing listing report worker worker.protocol"),
     "worker.*": Rule(
         "geometry volume study options place reading session verdict worker worker.client worker.events "
-        "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
-        "worker.transport worker.blocking worker.logic",
+        "worker.failures worker.folder worker.jobs worker.plain worker.program worker.protocol worker.running "
+        "worker.serving worker.transport worker.blocking worker.logic",
         "numpy",
         ours_inside="worker.answering worker.exporting batch batch.shelf batch.studies",
     ),
@@ -246,6 +246,7 @@ RULES = {
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),
+    "commands.ms_vlm": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),

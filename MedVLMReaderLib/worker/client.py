@@ -11,10 +11,10 @@ from typing import Any
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.options import USUAL, Options
 from MedVLMReaderLib.place import Place
-from MedVLMReaderLib.reading import Reading, Span
-from MedVLMReaderLib.session import ChatSession, Turn, told
+from MedVLMReaderLib.reading import Reading
+from MedVLMReaderLib.session import ChatSession, Turn
 from MedVLMReaderLib.study import Message
-from MedVLMReaderLib.verdict import REGIONS, Verdict
+from MedVLMReaderLib.verdict import REGIONS
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.events import (
     Answered,
@@ -22,9 +22,7 @@ from MedVLMReaderLib.worker.events import (
     Exited,
     Exported,
     Failed,
-    Heatmap,
     Loaded,
-    Needs,
     OnEvent,
     Prepared,
     Saw,
@@ -32,11 +30,18 @@ from MedVLMReaderLib.worker.events import (
     ignored,
 )
 from MedVLMReaderLib.worker.jobs import Choice, Job, Study, as_tuple
+from MedVLMReaderLib.worker.plain import (
+    Words,
+    heatmap,
+    needs_from,
+    recorded,
+    turn_number,
+    turn_plain,
+    verdict_from,
+)
 from MedVLMReaderLib.worker.protocol import read_reading, volume_from, volume_plain, write_reading
 from MedVLMReaderLib.worker.running import Running
 from MedVLMReaderLib.worker.transport import Transport
-
-Words = str | Span | int | None
 
 
 class Client:
@@ -315,57 +320,3 @@ class Client:
             gone = Failed("This study was closed.", "Open the scan and ask again.")
             return self.running.later(lambda: gone, on_event)
         return self.running.add(Job(number, on_event, needs, content, done, found, failed=failed))
-
-
-def turn_number(session: ChatSession, number: int | None) -> int:
-    """Where an answer goes. ReaderError where the session has no such place."""
-    at = len(session.turns) if number is None else number
-    if not 0 <= at <= len(session.turns):
-        raise ReaderError(f"The chat has no question {at + 1}: it has {len(session.turns)}.")
-    return at
-
-
-def turn_plain(turn: Turn) -> dict[str, Any]:
-    """What the worker must know of an earlier turn."""
-    reading = turn.reading
-    return {
-        "question": reading.question, "text": reading.text, "complete": reading.complete, "model": reading.model,
-        "revision": reading.revision,
-    }  # fmt: skip
-
-
-def history_of(session: ChatSession, number: int) -> tuple[Message, ...]:
-    """What the model was told before turn `number`, for `Client.heatmap` and `verify`."""
-    return told(session.turns[min(session.first_told, number) : number])
-
-
-def recorded(reading: Reading, words: Words, method: str | None) -> bool:
-    """Whether a reading holds where the model looked for some words."""
-    span = reading.span(words)
-    return any(
-        start < span[1] and span[0] < stop
-        for trace in reading.traces
-        if method in (None, "", trace.method)
-        for start, stop in trace.spans
-    )
-
-
-def heatmap(reading: Reading, words: Words, method: str | None) -> Heatmap:
-    """The event. ReaderError as `Reading.heatmap`."""
-    span = reading.span(words)
-    volume = reading.heatmap(span, method or None)
-    used = method or next(trace.method for trace in reading.traces if recorded(reading, span, trace.method))
-    return Heatmap(volume, reading, span, used)
-
-
-def needs_from(said: Mapping[str, Any]) -> Needs:
-    """The event."""
-    sizes = {str(name): int(size) for name, size in said["sizes"].items()}
-    return Needs(str(said["model"]), str(said["device"]), int(said["free"]), sizes, str(said["chosen"]))
-
-
-def verdict_from(said: Mapping[str, Any]) -> Verdict:
-    """A verdict of plain data."""
-    r, a, s = (float(x) for x in said["centre_ras_mm"])
-    others = tuple(float(x) for x in said["elsewhere"])
-    return Verdict(float(said["likelihood"]), float(said["drop"]), others, float(said["region_ml"]), (r, a, s))

@@ -13,8 +13,9 @@ from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.session import ChatSession
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.blocking import WorkerReader
-from MedVLMReaderLib.worker.client import Client, Words
+from MedVLMReaderLib.worker.client import Client
 from MedVLMReaderLib.worker.events import Answered, Heatmap, OnEvent
+from MedVLMReaderLib.worker.plain import Words
 
 
 @dataclass

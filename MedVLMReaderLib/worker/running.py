@@ -25,8 +25,9 @@ from MedVLMReaderLib.worker.events import (
 from MedVLMReaderLib.worker.failures import KEPT, failed_from, failure
 from MedVLMReaderLib.worker.folder import PrivateFolder
 from MedVLMReaderLib.worker.jobs import Choice, Job, Step, Study
+from MedVLMReaderLib.worker.plain import loaded_from, saw_from
 from MedVLMReaderLib.worker.program import Program
-from MedVLMReaderLib.worker.protocol import Broken, grids_from
+from MedVLMReaderLib.worker.protocol import Broken
 from MedVLMReaderLib.worker.transport import Transport
 
 STOPPING_S, LOADING_S = 30.0, 2.0
@@ -292,19 +293,13 @@ class Running:
 
     def saw(self, study: Study, said: Mapping[str, Any]) -> Saw:
         """The study is in the worker's memory now."""
-        saw = Saw(
-            study.number, tuple(str(key) for key in said["volume_keys"]), str(said["key"]), tuple(said["notes"]),
-            dict(said["preparation"]), grids_from(said["grids"]), grids_from(said["boxes"]),
-        )  # fmt: skip
+        saw = saw_from(study.number, said)
         self.seen[study.number] = saw
         return saw
 
     def _took(self, said: Mapping[str, Any]) -> Loaded:
         """The model is in memory now."""
-        self.loaded = Loaded(
-            str(said["name"]), str(said["revision"]), str(said["precision"]), str(said["device"]),
-            int(said["context"]), str(said["request"]), tuple(said["notes"]),
-        )  # fmt: skip
+        self.loaded = loaded_from(said)
         self._loaded_choice = self.choice
         return self.loaded
 

@@ -10,7 +10,7 @@ from MedVLMReaderLib.reading import sentence_spans
 from MedVLMReaderLib.worker.client import Client
 
 
-def until(client: Client, done: Callable[[], bool], seconds: float = 300) -> None:
+def until(client: Client, done: Callable[[], bool], seconds: float = 1500) -> None:
     """What a view's timer does, until something holds."""
     end = time.monotonic() + seconds
     while not done():

@@ -134,7 +134,7 @@ class Host:
         for call in calls:
             call()
 
-    def until(self, done: Callable[[], bool], seconds: float = 300) -> None:
+    def until(self, done: Callable[[], bool], seconds: float = 1500) -> None:
         """Run the event loop until something holds."""
         end = time.monotonic() + seconds
         while not done():
