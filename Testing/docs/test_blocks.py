@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.uid import generate_uid
 
 from MedVLMReaderLib.cli import main, parser
+from MedVLMReaderLib.files import read
 from MedVLMReaderLib.volume import Volume
 from Testing.docs.blocks import PAGES, ROOT, RUN, SHOWN, Block, blocks, outside
-from Testing.made_scans import oblique_grid, tissue, write_series
+from Testing.made_readings import WHO
+from Testing.made_scans import write_series
 from Testing.tiny_scan import tiny_scan, write_tiny_scan
 
 EVERY = [block for page in PAGES for block in blocks(page)]
@@ -113,8 +116,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_tiny_scan(place / "studies" / "two.nii.gz", 2)
     (place / "studies.csv").write_text("path\nstudies/one.nii.gz\n")
     (place / "questions.txt").write_text("Is there a nodule?\n")
-    grid = oblique_grid((9, 13, 11), (25.0, 21.0, 24.0))
-    write_series(place / "dicom_folder", tissue(grid.shape), grid)
+    scan, uids = read(place / "chest.nii.gz"), ("StudyInstanceUID", "FrameOfReferenceUID")
+    who = {**WHO, "SliceThickness": "5", **{name: generate_uid() for name in uids}}
+    write_series(place / "dicom_folder", scan.values, scan.grid, **who)
     for name in ("masks", "true-masks"):
         (place / name).mkdir()
         labels = (tiny_scan().values > 50).astype("uint8")
