@@ -48,7 +48,7 @@ def filled(view: Any) -> None:
     """Everything that can stand on the panel, without a model."""
     reading = Reading("", TEXT, True, (), (), "built-in", "5e8dbd489162", notes=(NOTE,))
     kept = Kept(Turn("", reading), np.eye(4), is_report=True)
-    html = report(0, kept, reading.sentences[1])
+    html = report(0, kept, (0, reading.sentences[1]))
     state = replace(
         view.panel.state(), report=html, chat=html, has_text=True, message="'chest' has no voxels. Load it again.",
         provenance="Written by built-in, revision 5e8dbd489162. Not for clinical use.", findings=TEXT, can_read=True,
