@@ -120,7 +120,7 @@ class Paper(Sight):
 
 
 def _as_shown(case: Case, number: int) -> tuple[Reading, Span | None]:
-    """The reading of turn `number`, and of which words its heatmap is: those of the one that is shown, by its method."""
+    """The reading of turn `number`, and the words of the heatmap that is shown, by whose method it then is alone."""
     reading, heat = case.kept[number].turn.reading, case.heat
     if heat is None or heat.turn != number or heat.reading.text != reading.text:
         return reading, None

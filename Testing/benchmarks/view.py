@@ -105,7 +105,7 @@ def slots(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def done(host: Host, widget: Any, turns: int) -> None:
-    host.until(lambda: len(widget.panel.case.kept) >= turns or bool(widget.panel.message), 900)
+    host.until(lambda: len(widget.panel.case.kept) >= turns or bool(widget.panel.message), 3000)
 
 
 def main() -> int:
