@@ -20,10 +20,12 @@ HERE = Path(__file__).resolve().parent
 if not (HERE / "MedVLMReaderLib").is_dir() and (HERE.parent / "MedVLMReaderLib").is_dir():
     sys.path.insert(0, str(HERE.parent))  # a checkout: the library lies beside the module's folder
 
+from MedVLMReaderQt.manual import Manual  # noqa: E402
 from MedVLMReaderQt.sample import NAME as SAMPLE  # noqa: E402
 from MedVLMReaderQt.sample import register  # noqa: E402
 from MedVLMReaderQt.set_up import SetUpView  # noqa: E402
 
+from MedVLMReaderLib import ReaderError  # noqa: E402
 from MedVLMReaderLib.case import readers  # noqa: E402
 from MedVLMReaderLib.console import Console  # noqa: E402
 from MedVLMReaderLib.drawing import Drawing  # noqa: E402
@@ -87,6 +89,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         form = self.resourcePath("UI/MedVLMReaderSetUp.ui")
         self.set_up = SetUpView(form, lambda: ProcessTransport(qt, slicer.app.processEvents), client.use)
         self.layout.addWidget(self.set_up.widget)
+        self.manual = Manual()
         self._fill()
         self._connect()
         self.connected += self.set_up.connected
@@ -106,6 +109,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def cleanup(self):
         for timer in (self.worker_timer, self.draw_timer):
             timer.stop()
+        self.manual.close()
         self.set_up.close()
         self.panel.close()
         self.transport.close()
@@ -136,7 +140,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
             ui.copyButton: self.copy, ui.saveButton: self.save, ui.sawButton: panel.show_what_it_saw,
             ui.verifyButton: panel.verify, ui.plotButton: panel.plot, ui.hideButton: panel.hide,
             ui.restoreButton: panel.restore, ui.exportButton: self.export, ui.readSceneButton: self.read_scene,
-            ui.readFolderButton: self.read_folder,
+            ui.readFolderButton: self.read_folder, ui.manualButton: self.open_manual,
         }  # fmt: skip
         self.connected += [button.connect("clicked()", call) for button, call in clicks.items()]
         self.connected += [box.connect("clicked()", self.kinds_chosen) for box in self.form.kinds.values()]
@@ -160,7 +164,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.shortcuts = []
         for keys, call in (
             ("Ctrl+Return", self.read), ("Esc", self.panel.stop), ("Ctrl+Shift+C", self.copy),
-            ("Ctrl+Shift+H", self.panel.hide),
+            ("Ctrl+Shift+H", self.panel.hide), ("F1", self.open_manual),
         ):  # fmt: skip
             shortcut = qt.QShortcut(widget)
             shortcut.setKey(qt.QKeySequence(keys))
@@ -193,6 +197,13 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
     def clicked(self, address):
         self.panel.click(address.toString())
+
+    def open_manual(self):
+        try:
+            self.manual.open()
+        except ReaderError as error:
+            self.panel.message = str(error)
+            self.touched()
 
     def scan_chosen(self, node):
         if not self.drawing:

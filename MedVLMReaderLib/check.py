@@ -13,7 +13,7 @@ import numpy as np
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.reading import Reading, combined, write_whole
+from MedVLMReaderLib.reading import Reading, write_whole
 from MedVLMReaderLib.resources import resource, resources_folder
 from MedVLMReaderLib.volume import Volume
 
@@ -72,7 +72,7 @@ def measured(reader: Reader, volume: Volume) -> Figures:
 def _peak(reading: Reading, sentence: int) -> list[float] | None:
     """(r, a, s) of a sentence's heatmap; None where it has none."""
     try:
-        return [round(float(x), 3) for x in combined(reading.heatmaps(sentence)).peak()]
+        return [round(float(x), 3) for x in reading.heatmap(sentence).peak()]
     except ReaderError:
         return None
 

@@ -230,6 +230,7 @@ def _heatmap(commands: Commands) -> None:
     command.add_argument("--series", help=_SERIES)
     command.add_argument("--verify", action="store_true", help="say whether the image supports the words")
     command.add_argument("--look", action="store_true", help="look again with the model, in the way of --method")
+    command.add_argument("--relative", action="store_true", help="of attention: as a multiple of a generic prompt's")
     _model(command, None)
 
 

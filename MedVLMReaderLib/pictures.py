@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.heatmap import combined, densities, effective_cells
+from MedVLMReaderLib.heatmap import densities, effective_cells
+from MedVLMReaderLib.heatmap import peak as common_peak
 from MedVLMReaderLib.reading import write_whole
 from MedVLMReaderLib.volume import Plane, View, Volume, default_view, planes
 
@@ -70,7 +71,7 @@ def overlay(
     scan's nearest voxel and said so. Raises OSError where `path` cannot be written.
     """
     heats = [heat] if isinstance(heat, Volume) else list(heat)
-    peak = combined(heats).peak()
+    peak = common_peak(heats)
     cursor = _onto(volume.grid, peak)
     figure = _figure(1200, 480)
     for slot, plane in enumerate(planes(volume, replace(view or default_view(volume), cursor_ras=cursor))):

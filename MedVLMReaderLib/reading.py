@@ -18,7 +18,7 @@ import numpy as np
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Grid, TokenMap
-from MedVLMReaderLib.heatmap import combined, effective_cells
+from MedVLMReaderLib.heatmap import combined, effective_cells, softened
 from MedVLMReaderLib.volume import Volume
 
 __all__ = ["Reading", "Span", "Trace", "combined", "effective_cells", "sentence_spans", "write_whole"]
@@ -131,8 +131,9 @@ class Reading:
         return tuple(Volume(part, grid, notes=notes) for part, grid in zip(parts, self.grids, strict=True))
 
     def heatmap(self, words: str | Span | int | None = None, method: str | None = None) -> Volume:
-        """`heatmaps` as one volume for display and saving, see `combined`. Values sum to 1, none outside the scans."""
-        heat = combined(self.heatmaps(words, method))
+        """`heatmaps` as one volume for display and saving, see `combined` and `softened`. Values sum to 1, none outside
+        the scans."""
+        heat = softened(combined(self.heatmaps(words, method)), self.grids)
         values = heat.values * TokenMap((heat.grid,)).inside(self.boxes).reshape(heat.grid.shape)
         return replace(heat, values=(values / values.sum()).astype(np.float32)) if values.any() else heat
 

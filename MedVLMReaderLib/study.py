@@ -87,7 +87,7 @@ def _longer(name: str, extra: Tensor, count: int) -> Tensor:
 class Model(Protocol):
     """All that a file in models/ must offer to the reader.
 
-    It may offer `see_again(seen, volumes, view)`: as `see`, quicker where the volumes hardly differ from those of `seen`.
+    It may offer `see_again(seen, volumes, view)`: as `see`, quicker for volumes that hardly differ from `seen`'s.
     """
 
     name: str

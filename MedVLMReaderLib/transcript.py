@@ -78,7 +78,7 @@ def _turn(number: int, kept: Kept, chosen: tuple[int, Span] | None) -> str:
     cut = "" if kept.turn.reading.complete else " <i>[cut off]</i>"
     return (
         f"<p><b>{plain(kept.turn.question)}</b></p><p>{linked(kept.text, number, marked)}{cut}</p>"
-        f'<p><small style="color: gray">{plain(provenance(kept.turn.reading))}</small></p>'
+        f"<p><small>{plain(provenance(kept.turn.reading))}</small></p>"
     )
 
 

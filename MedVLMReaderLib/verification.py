@@ -34,7 +34,8 @@ def verified(
 ) -> Verdict:  # fmt: skip
     """The verdict on tokens [start, stop) of the answer `ids`, whose heatmap is `heat`.
 
-    The study is encoded once for each region; models that can (`see_again`) encode what differs alone. Raises ReaderError where the heatmap lies outside the scan.
+    The study is encoded once for each region; models that can (`see_again`) encode what differs alone. Raises
+    ReaderError where the heatmap lies outside the scan.
     """
     region = highlighted(heat, volumes)
     likelihood = _likelihood(model, seen, messages, ids, row)

@@ -14,11 +14,13 @@ from MedVLMReaderLib.install.needs import name_of
 
 
 def rows(folder: Path) -> list[tuple[str, float, float]]:
-    """Name, megabytes of the wheel, and of what is in it; the largest first."""
+    """Name, megabytes of the wheel, and of what it is once installed; the largest first."""
     found = []
     for path in folder.glob("*.whl"):
         with zipfile.ZipFile(path) as archive:
-            inside = sum(one.file_size for one in archive.infolist())
+            files = archive.infolist()
+            compiled = sum(one.file_size for one in files if one.filename.endswith(".py"))  # pip makes a .pyc of each
+            inside = sum(one.file_size for one in files) + compiled
         found.append((name_of(path.name.split("-")[0]), path.stat().st_size / 1e6, inside / 1e6))
     return sorted(found, key=lambda row: -row[1])
 

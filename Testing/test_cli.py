@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from MedVLMReaderLib.cli import main, parser
+from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.reading import Reading
 from Testing.tiny_model import TINY_TEXT
 from Testing.tiny_scan import write_tiny_scan
@@ -319,6 +320,7 @@ def test_heatmap_of_words_goes_into_the_readings_folder(
         (["--method", "attention"], "Recorded with this answer: relevance"),
         (["--out", "heat.jpg"], "End it in .nii.gz"),
         (["--verify"], "Name it with --study"),
+        (["--relative", "--look"], "Add: --look --method attention"),
     ],
 )
 def test_heatmap_says_what_the_reading_lacks(
@@ -408,6 +410,25 @@ def test_figures_are_shown_with_their_intervals() -> None:
     assert [row.split() for row in rows] == [
         ["studies", "2"], ["f1", "0.500", "(0.400", "to", "0.625,", "n", "=", "7)"], ["by"], ["stone", "-"],
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_evaluate_heatmaps_goes_on_from_what_it_kept_and_writes_its_page(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = next(n for n in range(40) if len(made_truth(n).findings) == 1)
+    kept, page = tmp_path / "rows.jsonl", tmp_path / "heatmaps.md"
+    asked = ("evaluate", "heatmaps", "--seeds", seed, "--model", tiny_model, "--kept", kept, "--json")
+    assert run(*asked) == 0
+    content = printed(capsys)
+    assert {"chance", "methods", "best", "best_above_last_layer"} <= set(content)
+    before = kept.read_bytes()
+    assert run(*asked, "--page", page) == 0
+    assert printed(capsys) == content
+    assert kept.read_bytes() == before
+    assert "| relevance |" in page.read_text()
+    assert run("evaluate", "verification", *asked[2:]) == 1
+    assert "another measurement" in capsys.readouterr().err
 
 
 @pytest.mark.slow

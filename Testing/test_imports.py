@@ -93,7 +93,7 @@ RULES = {
     "planting": Rule("geometry volume truth shapes anatomy", "numpy"),
     "phantom": Rule("geometry volume study truth shapes anatomy planting", "numpy scipy"),
     "phantom_report": Rule("truth"),
-    "heatmap": Rule("geometry volume", "numpy"),
+    "heatmap": Rule("geometry volume", "numpy", "scipy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "slices": Rule("geometry volume heatmap", "numpy"),
     "report_page": Rule("reading volume slices", "numpy"),
@@ -120,7 +120,7 @@ RULES = {
     "models.*": Rule(
         "geometry volume study preparation block pages memory shards quantise weights models models.layers "
         "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
-        "models.published models.pyramid",
+        "models.published models.pyramid models.pair",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),
@@ -246,6 +246,7 @@ RULES = {
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),
+    "commands.ms_vlm": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),

@@ -95,7 +95,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("setup.py", "pyproject.toml", "LICENSE.txt", "CMakeLists.txt"):
         shutil.copy(ROOT / name, copy)
-    for name in ("MedVLMReader", "MedVLMReaderLib", "Resources", "Testing"):
+    for name in ("MedVLMReader", "MedVLMReaderLib", "Resources", "Testing", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "Resources" / MADE).parent.mkdir(parents=True)
     (copy / "Resources" / MADE).write_bytes(b"made")
@@ -160,6 +160,7 @@ def test_resources_are_found_from_an_installed_slicer_extension(checkout: Path, 
         modules = tree / "lib/Slicer-5.10/qt-scripted-modules"
         (modules / "Resources").mkdir(exist_ok=True)  # the icons of all scripted modules
         check_resources(found_from(modules, tmp_path), modules / "MedVLMReaderLib", checkout)
+        assert (modules / "MedVLMReaderLib" / "docs" / "index.md").is_file()
         assert {path.name for path in modules.glob("*.py")} == {path.name for path in ROOT.glob("MedVLMReader/*.py")}
 
 

@@ -11,7 +11,7 @@ import pytest
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib import heatmap as heatmap_module
 from MedVLMReaderLib.geometry import Grid
-from MedVLMReaderLib.heatmap import combined, densities
+from MedVLMReaderLib.heatmap import combined, densities, peak, softened
 from MedVLMReaderLib.reading import Reading, Trace, effective_cells, sentence_spans
 from MedVLMReaderLib.volume import Volume
 
@@ -228,6 +228,28 @@ def test_a_combined_heatmap_is_never_larger_than_its_limit(monkeypatch: pytest.M
     heat = combined([*heats, Volume(np.full(thin.shape, 0.9, np.float32), thin)])
     assert heat.values.size <= 500
     assert round(float(box.to_index(heat.peak())[0])) == 2  # a slice thinner than a cell is not lost
+
+
+def test_a_lone_thin_cell_does_not_outweigh_a_place_on_which_the_planes_agree():
+    box = oblique((40, 8, 8), (2.0, 10.0, 10.0))
+    thin, wide = box, box.transpose((1, 0, 2)).resize((8, 4, 8))
+    heats = [Volume(np.zeros(grid.shape, np.float32), grid) for grid in (thin, wide)]
+    heats[0].values[5, 1, 1] = 0.25  # alone
+    heats[0].values[28:32, 6, 5] = 0.1
+    heats[1].values[6, 3, 5] = 0.35
+    np.testing.assert_allclose(np.rint(box.to_index(combined(heats).peak())), (5, 1, 1))
+    k, j, i = box.to_index(peak(heats))
+    assert 27 <= k <= 33
+    assert (round(j), round(i)) == (6, 5)
+    soft = softened(combined(heats), [thin, wide])
+    assert soft.values.sum() == pytest.approx(combined(heats).values.sum(), rel=1e-5)
+
+
+def test_slices_side_by_side_are_not_smeared_into_what_was_not_seen():
+    slices = [oblique((9, 7, 6)).crop((n, 0, 0), (n + 1, 7, 6)) for n in (0, 4, 8)]
+    heats = [Volume(np.full(grid.shape, 1 / 126, np.float32), grid) for grid in slices]
+    whole = combined(heats)
+    assert softened(whole, slices) is whole
 
 
 def test_densities_are_zero_outside_every_box():

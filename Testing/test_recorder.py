@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.attention import Attended, attended, attention, heads_of, relative
+from MedVLMReaderLib.quantise import bitsandbytes
+from MedVLMReaderLib.reader import load
 from MedVLMReaderLib.study import Prompt
 from MedVLMReaderLib.weights import new_decoder
+from Testing.tiny_m3d import write_tiny_m3d
 
 WIDTH, VISUAL, IDS = 32, (3, 4, 5, 6, 7, 8, 9, 10, 11), [3, 7, 9, 11, 2]
 SIZES: dict[str, Any] = {
@@ -140,6 +143,29 @@ def test_in_16_bits_the_rows_are_nearly_the_same():
     small = look(one).weights
     assert small.dtype == torch.float32
     assert (small - full).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_with_fewer_bits_the_rows_are_those_of_its_own_eager_attention(precision, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="8 and 4 bits need bitsandbytes")
+    bitsandbytes()
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
+    reader = load(write_tiny_m3d(tmp_path / "tiny", **sizes), precision=precision, device="cpu")
+    torch.manual_seed(0)
+    one = Bare(reader.model.decoder, torch.randn(1, 20, 128, dtype=torch.bfloat16))
+    assert type(one.decoder.model.layers[0].self_attn.q_proj) is not nn.Linear
+    torch.testing.assert_close(look(one).weights, eager(one).float(), atol=1e-2, rtol=0)
+
+
+def test_tokens_count_as_much_as_they_are_told_to():
+    one = bare("qwen2")
+    single, rows = look(one).weights, [(1, 4), (0, 5), (0, 2)]
+    counts = torch.tensor([0.0, 0.0, 3.0, 1.0, 0.0])
+    joined = attended(one, one, (), IDS, rows, counts=counts).weights  # type: ignore[arg-type]
+    wanted = 0.75 * single[:, :, 2] + 0.25 * single[:, :, 3]
+    torch.testing.assert_close(joined[:, :, 0], wanted)
+    torch.testing.assert_close(joined[:, :, 1], wanted)
+    torch.testing.assert_close(joined[:, :, 2], single[:, :, :2].mean(2))  # none of these counts: all alike
 
 
 def test_a_token_with_the_massive_numbers_of_the_first_one_is_a_sink():

@@ -52,13 +52,19 @@ def forced(reader: Reader, study: Study, method: str) -> tuple[Reading, str]:
     return reader.look(seen, empty, method=method, text=text), sentence(study.truth.findings[0])
 
 
-def cells(found: tuple[Reading, str]) -> Array:
-    reading, words = found
-    return np.concatenate([heat.values.ravel() for heat in reading.heatmaps(words)])
+def cells(reader: Reader, study: Study, method: str) -> Array:
+    """(kept cells,) the heat of the finding's sentence, at the cells that the model reads and so can show."""
+    reading, words = forced(reader, study, method)
+    seen = reader.see(study.volume)
+    kept = zip(reader.model.cells(seen), reading.heatmaps(words), strict=True)
+    return np.concatenate([heat.values.ravel()[at.numpy()] for at, heat in kept])
 
 
 def alike(one: Array, other: Array) -> float:
-    """Rank correlation over all cells: those that only one map has would make it negative by themselves."""
+    """Rank correlation over cells that both maps can show.
+
+    Cells that neither can show would make it positive by themselves, the union of what each shows negative.
+    """
     return float(spearmanr(one, other).statistic)
 
 
@@ -79,8 +85,8 @@ def randomised() -> Iterator[Reader]:
 @pytest.mark.parametrize("method", ["relevance", "attention"])
 def test_with_randomised_weights_the_map_falls_apart(built_in, method):
     study = made_study(SEED)
-    true = cells(forced(built_in, study, method))
-    found = [alike(true, cells(forced(reader, study, method))) for reader in randomised()]
+    true = cells(built_in, study, method)
+    found = [alike(true, cells(reader, study, method)) for reader in randomised()]
     assert found[0] > found[-1]
     assert abs(found[-1]) <= 0.2
 
@@ -134,3 +140,13 @@ def test_in_4_bits_the_heatmap_of_the_same_words_is_that_of_16(folder, body_ct, 
         found = reader.look(seen, last, method=method, text="The liver is normal. You can nodule.")
         maps.append(np.concatenate([heat.values.ravel() for heat in found.heatmaps()]))
     assert alike(*maps) >= least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["attention", "relevance"])
+def test_in_4_bits_the_built_in_model_looks_where_it_looks_in_16(method):
+    pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes")
+    bitsandbytes()
+    study = made_study(SEED)
+    maps = [cells(load("built-in", precision=precision), study, method) for precision in ("bf16", "nf4")]  # type: ignore[arg-type]
+    assert alike(*maps) >= 0.8

@@ -16,19 +16,15 @@ from slicer.i18n import tr as _
 
 from MedVLMReaderLib.install.collection import Collection, offers, question
 from MedVLMReaderLib.install.interpreters import loaded_here
-from MedVLMReaderLib.install.plan import Wishes
-from MedVLMReaderLib.install.setting_up import SettingUp
+from MedVLMReaderLib.install.setting_up import SettingUp, first_wishes
 from MedVLMReaderLib.install.slicer_packaging import PackagingTransport
 from MedVLMReaderLib.worker.interpreter import SETTING, VARIABLE, beside
 
 
-def wishes(slicer_python, chosen):
-    """What is wished when the module opens. `chosen`: the interpreter of the settings, empty for Slicer's own."""
+def facts():
+    """What only Slicer knows: what it has loaded, and where its PyTorch extension lies."""
     utilities = getattr(slicer.modules, "pytorchutils", None)
-    return Wishes(
-        "own" if chosen else "slicer", slicer_python, chosen=str(chosen or ""), loaded=loaded_here(),
-        pytorch=Path(str(utilities.path)).parent if utilities is not None else None,
-    )  # fmt: skip
+    return {"loaded": loaded_here(), "pytorch": Path(str(utilities.path)).parent if utilities is not None else None}
 
 
 def packaged():
@@ -52,10 +48,10 @@ class SetUpView:
         self.widget.setMRMLScene(slicer.mrmlScene)
         self.transports = new_transport(), new_transport()
         self.use, self.then, self.dirty, self.drawing = use, None, True, False
+        wished = first_wishes(slicer_python, chosen, **facts())
         self.setting_up = SettingUp(
-            self.transports[0], wishes(slicer_python, chosen), packaged=packaged(), changed=self.touched,
-            on_ready=self.ready,
-        )  # fmt: skip
+            self.transports[0], wished, packaged=packaged(), changed=self.touched, on_ready=self.ready
+        )
         self.models = Collection(self.transports[1], lambda: self.setting_up.wishes.interpreter, self.touched)
         self._fill()
         self.connected = self._connect()
@@ -121,10 +117,10 @@ class SetUpView:
         self.dirty = True
 
     def ready(self, python):
-        if self.setting_up.wishes.place == "own":
-            slicer.app.settings().setValue(SETTING, python)
-        else:
+        if self.setting_up.wishes.place == "slicer":
             slicer.app.settings().remove(SETTING)
+        elif not self.setting_up.wishes.chosen:
+            slicer.app.settings().setValue(SETTING, python)
         self.use(python)
         then, self.then = self.then, None
         if then is not None:
@@ -184,7 +180,7 @@ class SetUpView:
             self.ui.modelEdit.setText("")
             offer = self.offers[row]
             about = "" if offer.state in ("shipped", "here") else question(offer)
-            self.ui.modelLabel.setText("\n".join(filter(None, (offer.summary, about))))
+            self.ui.offerLabel.setText("\n".join(filter(None, (offer.summary, about))))
 
     def remove_model(self):
         name = self.model()

@@ -23,16 +23,18 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 def heatmap(arguments: Namespace) -> None:
     """Write the heatmap as a volume, and a picture where the scan is given."""
-    from MedVLMReaderLib.reading import Reading, combined
+    from MedVLMReaderLib.reading import Reading
 
     reading = Reading.load(arguments.reading)
     if arguments.sentence is not None and arguments.sentence > len(reading.sentences):
         raise ReaderError(f"No sentence {arguments.sentence}: the text has {len(reading.sentences)}, counted from 1.")
     part = arguments.words if arguments.sentence is None else arguments.sentence - 1
+    if arguments.relative and not (arguments.look and arguments.method == "attention"):
+        raise ReaderError("--relative is of attention that is looked up anew. Add: --look --method attention")
     if (arguments.verify or arguments.look) and not arguments.study:
         raise ReaderError("The model must see the scan for that. Name it with --study.")
     reading, verdict = _with_model(reading, part, arguments) if arguments.verify or arguments.look else (reading, None)
-    heats = reading.heatmaps(part, arguments.method)
+    heats, whole = reading.heatmaps(part, arguments.method), reading.heatmap(part, arguments.method)
     out = arguments.out or arguments.reading / f"heatmap{_mark(arguments)}.nii.gz"
     ending = next((ending for ending in ENDINGS if out.name.lower().endswith(ending)), None)
     if ending is None:
@@ -43,13 +45,13 @@ def heatmap(arguments: Namespace) -> None:
     files = [out]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_whole(combined(heats), out)
+        save_whole(whole, out)
         if volume is not None:
             files.append(out.with_name(out.name[: -len(ending)] + ".png"))
             _draw(volume, heats, words, files[-1])
     except OSError as error:
         raise unwritable(out, error) from error
-    found = {"words": words, **figures(heats), "note": " ".join(heats[0].notes), "files": files}
+    found = {"words": words, **figures(heats, whole), "note": " ".join(heats[0].notes), "files": files}
     _tell(found | ({"verification": verdict.to_json()} if verdict else {}), arguments)
     if verdict and not arguments.json:
         say(str(verdict))
@@ -61,7 +63,7 @@ def _with_model(reading: Reading, part: Any, arguments: Namespace) -> tuple[Read
     reader = loaded(arguments.model or reading.model, arguments)
     seen = reader.see(volume)
     if arguments.look:
-        reading = reader.look(seen, reading, method=arguments.method or "")
+        reading = reader.look(seen, reading, method=arguments.method or "", relative=arguments.relative)
         reading.save(arguments.reading)
     if not arguments.verify:
         return reading, None

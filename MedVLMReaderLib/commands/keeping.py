@@ -126,15 +126,15 @@ def _pictured(reading: Reading, number: int, volume: Volume, folder: Path, done:
     path = folder / f"sentence-{number + 1:02d}.png"
     overlay(volume, heats, title=reading.text[slice(*reading.sentences[number])], path=path)
     done.files.append(path)
-    return {**figures(heats), "picture": path.name}
+    return {**figures(heats, reading.heatmap(number)), "picture": path.name}
 
 
-def figures(heats: Any) -> dict[str, Any]:
-    """Peak in mm and how many cells share the attention, of a reading's `heatmaps`."""
-    from MedVLMReaderLib.reading import combined, effective_cells
+def figures(heats: Any, whole: Volume) -> dict[str, Any]:
+    """Peak in mm and how many cells share the attention, of a reading's `heatmaps` and its `heatmap`."""
+    from MedVLMReaderLib.heatmap import effective_cells
 
     return {
-        "peak_ras_mm": [round(float(x), 2) for x in combined(heats).peak()],
+        "peak_ras_mm": [round(float(x), 2) for x in whole.peak()],
         "effective_cells": round(effective_cells(heats), 1),
         "cells": sum(heat.values.size for heat in heats),
     }

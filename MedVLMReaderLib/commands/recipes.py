@@ -11,6 +11,7 @@ from typing import Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import TYPES, Case, checked, made_cases, read_cases
+from MedVLMReaderLib.commands import ms_vlm
 from MedVLMReaderLib.commands.terminal import check_writable, loaded_packages, step
 
 DATA = "cases", "root", "split", "seeds", "skip_faulty", "mirrored_every"
@@ -26,9 +27,10 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features"),
         "lora": ("rank", "alpha", "dropout", "targets"), "augment": AUGMENT, "training": (),
     },
+    "ms_vlm": {"data": (*DATA, "kinds", "held_out", "planes"), **ms_vlm.TABLES},
 }  # fmt: skip
 """What a file of each system may say, table by table; [training] has the engine's settings."""
-KINDS = {"siglip": ("report",), "med3dvlm": ("report", "closed", "open")}
+KINDS = {"siglip": ("report",), **dict.fromkeys(("med3dvlm", "ms_vlm"), ("report", "closed", "open"))}
 """Of cases that a system learns from: a report, a question with choices, one without."""
 
 
@@ -41,10 +43,19 @@ def train_by_file(arguments: Namespace) -> bool:
     check_writable(arguments.out)
     cases = _cases(content.get("data", {}), path.parent, KINDS[content["system"]])
     loaded_packages()
+    if content["system"] == "ms_vlm":
+        _begin(arguments)
+        return ms_vlm.train(content, cases, _held_out(content), arguments.out, path.parent, arguments.minutes)
     from MedVLMReaderLib.training.engine import Settings
 
     settings = Settings.from_table(content.get("training", {}))
     return {"siglip": _siglip, "med3dvlm": _med3dvlm}[content["system"]](arguments, content, cases, settings)
+
+
+def _held_out(content: Mapping[str, Any]) -> list[Case]:
+    """The made studies of `held_out`, first and last seed: only measured on."""
+    table = content.get("data", {})
+    return _made({**table, "seeds": table["held_out"]}, ("report",)) if "held_out" in table else []
 
 
 def _siglip(arguments: Namespace, content: Mapping[str, Any], cases: list[Case], settings: Any) -> bool:

@@ -128,7 +128,7 @@ def _judged(reading: Reading, case: Case, n: int) -> tuple[bool, float]:
         heat = reading.heatmap(case.spans[n])
     except ReaderError:
         return False, 0.0
-    return pointed(heat, case, n), round(overlap(heat, case.masks[n], case.study.volume.grid), 4)
+    return pointed(heat, case, n), round(overlap(heat, case.masks[n], case.study.volume.grid), 6)
 
 
 def pointed(heat: Volume, case: Case, n: int) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,10 @@ from MedVLMReaderLib.evaluation.findings import interval
 from MedVLMReaderLib.evaluation.forced import Case, Progress, case_of, measured_with
 from MedVLMReaderLib.evaluation.phantom import check_seeds
 from MedVLMReaderLib.evaluation.rows import Rows
+from MedVLMReaderLib.phantom_report import report, sentence
 from MedVLMReaderLib.reading import Reading, Span
 from MedVLMReaderLib.study import Message
-from MedVLMReaderLib.truth import other_side
+from MedVLMReaderLib.truth import Finding, Truth
 from MedVLMReaderLib.verdict import REGIONS
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Area under the ROC curve of the margin, and of the likelihood alone, with 95 % intervals over studies.
 
-    Every true sentence of a finding, and the same with the side or the organ exchanged, in its place in the true
-    report; its own heatmap says what is painted over. `kept`: a file to which the rows of each study are added, and
-    from which it goes on. Raises ReaderError where no study has a finding.
+    Every true sentence of a finding in the true report, and the same with the side or the organ exchanged in the report
+    that would say so; its own heatmap says what is painted over. `kept`: a file to which the rows of each study are
+    added, and from which it goes on. Raises ReaderError where no study has a finding.
     """
     check_seeds(seeds)
     rows, found = Rows(kept, measured_with(reader, "verification", regions=regions)), []
@@ -88,23 +88,24 @@ def _row(reader: Reader, seed: int, regions: int) -> list[dict[str, Any]]:
 def judged(reader: Reader, case: Case, regions: int) -> list[Judged]:
     """Every sentence and its counterpart; those without one are left out."""
     found = []
-    for start, stop in case.spans:
-        sentence = case.reading.text[start:stop]
-        other = exchanged(sentence)
+    for span, finding in zip(case.spans, case.findings, strict=True):
+        other = exchanged(finding, case.study.truth)
         if other is None:
             continue
-        for words in (sentence, other):
-            text = case.reading.text[:start] + words + case.reading.text[stop:]
-            reading, span = reader.look(case.seen, case.reading, text=text), (start, start + len(words))
-            tokens = len(reader.model.tokenizer.encode(words, add_special_tokens=False))
-            try:
-                verdict = reader.verify(case.study.volume, case.seen, reading, span, regions=regions)
-            except ReaderError:  # nothing to paint over: the image has no part in these words
-                found.append(Judged(words == sentence, 0.0, _likelihood(reader, case, reading, span) / tokens, NONE))
-                continue
-            margin = float(np.nan_to_num(verdict.margin))
-            found.append(Judged(words == sentence, margin, verdict.likelihood / tokens, verdict.said))
+        found.append(_judged(reader, case, case.reading.text, span, regions, true=True))
+        text, span = told_instead(case.study.truth, finding, other)
+        found.append(_judged(reader, case, text, span, regions, true=False))
     return found
+
+
+def _judged(reader: Reader, case: Case, text: str, span: Span, regions: int, *, true: bool) -> Judged:
+    reading = reader.look(case.seen, case.reading, text=text)
+    tokens = len(reader.model.tokenizer.encode(text[slice(*span)], add_special_tokens=False))
+    try:
+        verdict = reader.verify(case.study.volume, case.seen, reading, span, regions=regions)
+    except ReaderError:  # nothing to paint over: the image has no part in these words
+        return Judged(true, 0.0, _likelihood(reader, case, reading, span) / tokens, NONE)
+    return Judged(true, float(np.nan_to_num(verdict.margin)), verdict.likelihood / tokens, verdict.said)
 
 
 def _likelihood(reader: Reader, case: Case, reading: Reading, span: Span) -> float:
@@ -119,12 +120,22 @@ def _likelihood(reader: Reader, case: Case, reading: Reading, span: Span) -> flo
         return float(log_likelihood(reader.model, case.seen, messages, answer.ids)[start:stop].sum())
 
 
-def exchanged(sentence: str) -> str | None:
-    """The sentence with right for left, or else with another organ; None where it has neither."""
-    if (other := other_side(sentence)) != sentence:
-        return other
-    other = re.sub(r"\b(?:" + "|".join(ORGANS) + r")\b", lambda found: ORGANS[found[0]], sentence)
-    return other if other != sentence else None
+def exchanged(finding: Finding, truth: Truth) -> Finding | None:
+    """The finding on the other side, or else in another organ; None where such a one is there as well."""
+    if finding.side:
+        other = replace(finding, side="left" if finding.side == "right" else "right")
+    else:
+        other = replace(finding, organ=ORGANS[finding.organ])
+    there = {(one.kind, one.organ, one.side) for one in truth.findings}
+    return None if (other.kind, other.organ, other.side) in there else other
+
+
+def told_instead(truth: Truth, finding: Finding, other: Finding) -> tuple[str, Span]:
+    """The report with one finding in the place of another, and where it says so."""
+    findings = tuple(other if one == finding else one for one in truth.findings)
+    text, said = report(replace(truth, findings=findings)), sentence(other)
+    start = text.index(said)
+    return text, (start, start + len(said))
 
 
 def _area(rows: Sequence[Sequence[Judged]], score: Callable[[Judged], float]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from typing import Any
 
 MARK = "@medvlm "
 CODE = (".py", ".so", ".pyd", ".dll", ".dylib")
-LATELY_S = 20
+LATELY_S, PATIENCE = 20, 3
+"""Seconds that pip is given; sizes that a server may leave out before it is asked no more."""
 
 
 def say(content: dict[str, Any]) -> None:
@@ -237,15 +238,17 @@ def resolve(asked: dict[str, Any]) -> dict[str, Any]:
         if done.returncode:
             sys.exit(done.returncode)
         content = json.loads(report.read_text(encoding="utf-8"))
-    return {"fetch": [
-        {"name": canonical(one["metadata"]["name"]), "version": one["metadata"]["version"],
-         "bytes": size_of(one["download_info"]["url"])}
-        for one in content["install"]
-    ]}  # fmt: skip
+    fetched: list[dict[str, Any]] = []
+    silent = 0
+    for one in content["install"]:
+        size = size_of(one["download_info"]["url"]) if silent < PATIENCE else 0
+        silent += not size
+        fetched.append({"name": canonical(one["metadata"]["name"]), "bytes": size})
+    return {"fetch": fetched}
 
 
 def size_of(url: str) -> int:
-    """Bytes of a file by its address."""
+    """Bytes of a file by its address; 0 where that cannot be learned."""
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 

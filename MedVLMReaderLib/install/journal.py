@@ -27,6 +27,8 @@ class Journal:
     """The one that was being worked on."""
     wanted: str = ""
     """Hash of what was asked for."""
+    made: str = ""
+    """The folder of the environment that set-up made, and may remove."""
     brought: tuple[str, ...] = ()
     """Packages that set-up itself installed."""
 

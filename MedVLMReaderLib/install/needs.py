@@ -34,14 +34,14 @@ class Size:
 OTHER = Size(1, 4)
 """A package that is not in the table."""
 SIZES: dict[str, Size] = {
-    "torch": Size(191.8, 699.3), "simpleitk": Size(52.8, 273.8), "bitsandbytes": Size(43.1, 129.2),
-    "scipy": Size(35.3, 114.3), "numpy": Size(16.9, 57.4), "transformers": Size(13.3, 53.2),
-    "python-gdcm": Size(13.3, 43.5), "matplotlib": Size(9.9, 25.0), "pillow": Size(7.1, 20.4),
-    "sympy": Size(6.3, 26.8), "fonttools": Size(5.5, 23.5), "hf-xet": Size(4.3, 11.7), "tokenizers": Size(3.4, 11.7),
-    "pydicom": Size(2.4, 8.3), "pydantic-core": Size(2.3, 5.4), "networkx": Size(2.1, 7.0),
-    "pylibjpeg-openjpeg": Size(2.0, 6.3), "monai": Size(1.7, 6.5), "kiwisolver": Size(1.4, 5.6),
-    "pygments": Size(1.3, 4.6), "setuptools": Size(0.9, 3.0), "huggingface-hub": Size(0.9, 3.3),
-    "pyyaml": Size(0.8, 2.9), "regex": Size(0.8, 3.0), "mpmath": Size(0.5, 2.0), "safetensors": Size(0.5, 1.3),
+    "torch": Size(191.8, 747.0), "simpleitk": Size(52.8, 275.7), "bitsandbytes": Size(43.1, 129.6),
+    "scipy": Size(35.3, 135.1), "numpy": Size(16.9, 66.5), "transformers": Size(13.3, 106.0),
+    "python-gdcm": Size(13.3, 44.2), "matplotlib": Size(9.9, 33.1), "pillow": Size(7.1, 21.6),
+    "sympy": Size(6.3, 53.0), "fonttools": Size(5.5, 28.2), "hf-xet": Size(4.3, 11.7), "tokenizers": Size(3.4, 11.8),
+    "pydicom": Size(2.4, 13.9), "pydantic-core": Size(2.3, 5.6), "networkx": Size(2.1, 13.5),
+    "pylibjpeg-openjpeg": Size(2.0, 6.5), "monai": Size(1.7, 12.9), "kiwisolver": Size(1.4, 5.6),
+    "pygments": Size(1.3, 9.2), "setuptools": Size(0.9, 5.6), "huggingface-hub": Size(0.9, 6.6),
+    "pyyaml": Size(0.8, 3.1), "regex": Size(0.8, 3.4), "mpmath": Size(0.5, 3.9), "safetensors": Size(0.5, 1.4),
 }  # fmt: skip
 """Measured, Linux wheels for Python 3.11 (`python -m Testing.measure_wheels FOLDER`)."""
 CUDA = Size(3200, 5700)

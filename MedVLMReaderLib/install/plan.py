@@ -180,11 +180,18 @@ def _cpu_build(survey: Survey, wishes: Wishes) -> bool:
     )  # fmt: skip
 
 
+def cuda_build(survey: Survey, wishes: Wishes) -> bool:
+    """Whether PyTorch comes with CUDA: the extension chooses by the GPU, pip's usual build has it on Linux alone."""
+    if not survey.nvidia or wishes.wheels is not None:
+        return False
+    return survey.system.startswith("linux") or (wishes.place == "slicer" and survey.system != "darwin")
+
+
 def _costed(
     survey: Survey, wishes: Wishes, verdict: Verdict, work: tuple[Step, ...], lacking: tuple[Package, ...]
 ) -> Plan:
     """The plan with megabytes; ReaderError where a disk has no room for them."""
-    size = needs.about({one.name for one in lacking}, cuda=survey.nvidia and survey.system != "darwin")
+    size = needs.about({one.name for one in lacking}, cuda=cuda_build(survey, wishes))
     fetched = 0 if wishes.wheels is not None else int(size.fetched * MB)
     installed = int(size.installed * MB)
     check_room(survey, fetched, installed)
@@ -204,8 +211,12 @@ def _notes(survey: Survey, wishes: Wishes, lacking: tuple[Package, ...], replace
         found.append(f"Not whole, installed anew: {', '.join(broken)}.")
     if wishes.wheels is not None:
         found.append("Everything comes from the chosen folder; the network is not used.")
-    if survey.nvidia and any(one.name == "torch" for one in lacking):
-        found.append("There is an NVIDIA GPU: PyTorch comes with CUDA, which is most of the size.")
+    if survey.nvidia and wishes.wheels is None and any(one.name == "torch" for one in lacking):
+        found.append(
+            "There is an NVIDIA GPU: PyTorch comes with CUDA, which is most of the size." if cuda_build(survey, wishes)
+            else "This PyTorch does not use the NVIDIA GPU. To use it, install into Slicer's own Python, where the "
+            "PyTorch extension chooses the build."
+        )  # fmt: skip
     return tuple(found)
 
 

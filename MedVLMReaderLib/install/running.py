@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -49,7 +50,11 @@ class Running:
     def begin(self, plan: Plan, wishes: Wishes, survey: Survey) -> None:
         """Start a plan that the user has agreed to. ReaderError where another program is at it."""
         journal.take(self.home)
-        journal.done(self.home, state="begun", python=wishes.interpreter, wanted=wishes.key, step="")
+        try:
+            journal.done(self.home, state="begun", python=wishes.interpreter, wanted=wishes.key, step="")
+        except ReaderError:
+            journal.release(self.home)
+            raise
         self.plan, self.wishes, self.survey = plan, wishes, survey
         self.message, self.log, self._left, self._sizes = "", [], list(plan.steps), {}
         self._agreed = int(MORE * max(plan.fetched, plan.installed // 4)) + 50_000_000
@@ -124,7 +129,7 @@ class Running:
         self._ended.clear()
         using.on_output, using.on_error_text = self._output, self._error
         using.on_exit = self._ended.append
-        journal.done(self.home, step=step.kind)
+        self._remember(step=step.kind)
         own = self.wishes.place == "slicer" or None
         using.start(step.argv, environment(step.argv[0], own=own) | dict(step.variables))
         if step.kind != "torch":
@@ -171,6 +176,8 @@ class Running:
         """What a step has found out. ReaderError where that is that it cannot be."""
         if step.kind == "resolve":
             self._resolved(said)
+        elif step.kind == "environment":
+            self._remember(made=str(self.wishes.environment))
         elif step.kind == "attempt" and (failed := said.get("failed")):
             assert isinstance(failed, dict)
             name, why = next(iter(failed.items()))
@@ -212,14 +219,19 @@ class Running:
             return f"The environment could not be made: {last[:300]}. Choose another folder or another Python."
         return trouble(printed, self.wishes.wheels)
 
+    def _remember(self, **changes: object) -> None:
+        """A disk that is full by now costs no more than a look at the next start."""
+        with suppress(ReaderError):
+            journal.done(self.home, **changes)
+
     def _fail(self, why: str) -> None:
         self.message = why
         self._end("failed")
 
     def _end(self, state: State) -> None:
-        brought = tuple(sorted({*journal.load(self.home).brought, *self._sizes}))
         if state == "done":
-            journal.done(self.home, state="done", step="", brought=brought)
+            brought = tuple(sorted({*journal.load(self.home).brought, *self._sizes}))
+            self._remember(state="done", step="", brought=brought)
         self.state = state
         self._left = [] if state == "done" else self._left
         journal.release(self.home)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.install import journal, steps
 from MedVLMReaderLib.install.interpreters import suitable
-from MedVLMReaderLib.install.plan import Plan, Verdict, Wishes, megabytes, plan
+from MedVLMReaderLib.install.plan import Plan, Verdict, Wishes, environment_python, megabytes, plan
 from MedVLMReaderLib.install.running import Running
 from MedVLMReaderLib.install.survey import Survey, heard
 from MedVLMReaderLib.worker.transport import Transport, environment
@@ -26,6 +27,8 @@ HEADLINES: dict[Verdict, str] = {
     "try": "Everything is there. Whether it can be loaded has still to be tried.",
     "replace": "{count} packages are of another version than the models need.",
 }
+LATELY_S = 120.0
+"""A Python that has not said what it has by then is taken not to start."""
 SHOWN = 8
 """Names of packages that are listed."""
 
@@ -75,7 +78,7 @@ class SettingUp:
         self._survey: Survey | None = None
         self._asking_base = False
         self._printed, self._error, self._ended = "", "", list[int | None]()
-        self._done = False
+        self._done, self._since = False, 0.0
 
     # ---- What the user, or the module, can do ------------------------------------------------------------------------
 
@@ -138,8 +141,8 @@ class SettingUp:
         if self.busy:
             return
         try:
-            if self.wishes.chosen or not (folder / "pyvenv.cfg").exists():
-                raise ReaderError(f"'{folder}' is no environment: nothing was removed.")
+            if not self._made:
+                raise ReaderError(f"'{folder}' is no environment that set-up made: nothing was removed.")
             shutil.rmtree(folder)
             journal.save(self.home, journal.Journal())
         except OSError as error:
@@ -159,6 +162,8 @@ class SettingUp:
         self.running.advance()
         if self.running.state in ("done", "failed", "stopped"):
             self._finished()
+        if self.stage == "looking" and not self._ended and time.monotonic() - self._since > LATELY_S:
+            self.transport.kill()
         if self._ended and self.stage == "looking":
             self._looked(self._ended.pop())
         if before != (self.running.state, self.running.title, self.running.progress, len(self.running.log)):
@@ -176,7 +181,12 @@ class SettingUp:
 
     @property
     def _can_remove(self) -> bool:
-        return not self.busy and not self.wishes.chosen and (self.wishes.environment / "pyvenv.cfg").exists()
+        return not self.busy and self._made
+
+    @property
+    def _made(self) -> bool:
+        folder = self.wishes.environment
+        return journal.load(self.home).made == str(folder) and (folder / "pyvenv.cfg").exists()
 
     # ---- What there is to see ----------------------------------------------------------------------------------------
 
@@ -202,12 +212,14 @@ class SettingUp:
     # ---- Looking -----------------------------------------------------------------------------------------------------
 
     def _ask_base(self) -> None:
+        if self.wishes.python == self.slicer:
+            self.wishes = replace(self.wishes, python=next(iter(self.pythons), self.slicer))
         one = self.wishes
         self._ask(one.python, steps.survey(one.python, one.requirements, one.environment), base=True)
 
     def _ask(self, python: str, argv: tuple[str, ...], base: bool = False) -> None:
         self.stage, self._asking_base = "looking", base
-        self._printed = self._error = ""
+        self._printed, self._error, self._since = "", "", time.monotonic()
         self._ended.clear()
         self.transport.on_output = self._output
         self.transport.on_error_text = self._complained
@@ -258,6 +270,17 @@ class SettingUp:
             self.message = "Set-up is done. Start Slicer again: packages that it had loaded were replaced."
         elif state != "done":
             self.message = message or "Stopped. What is installed stays; set-up goes on from there."
+
+
+def first_wishes(python: str, chosen: str, **more: Any) -> Wishes:
+    """What is wished when the module opens. `python`: Slicer's; `chosen`: the interpreter of the settings, else empty.
+
+    The environment that set-up made is known again by it; another interpreter is the user's own.
+    """
+    made = journal.load(journal.home()).made
+    if chosen and made and Path(chosen) == environment_python(Path(made)):
+        return Wishes("own", python, Path(made), **more)
+    return Wishes("own" if chosen else "slicer", python, chosen=chosen, **more)
 
 
 def headline(now: Plan) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.block import BlockRecipe, block, on_screen
+from MedVLMReaderLib.block import BlockRecipe
 from MedVLMReaderLib.geometry import Shape
 from MedVLMReaderLib.models.one_block import checked_config, fitting
+from MedVLMReaderLib.models.pair import Pair
 from MedVLMReaderLib.models.vit3d import Vit3d, Vit3dSizes
-from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.weights import Checkpoint, Shards, filled, read_tokenizer
 
 HEAD = 64
@@ -47,7 +47,7 @@ class Sizes:
         return self.vision.width
 
 
-class M3DClip(nn.Module):
+class M3DClip(Pair):
     """Scans and texts as unit vectors of one space."""
 
     logit_scale: Tensor
@@ -56,11 +56,7 @@ class M3DClip(nn.Module):
     )
 
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "m3d-clip", revision: str = "") -> None:
-        super().__init__()
-        self.tokenizer, self.name, self.revision = tokenizer, name, revision
-        self.notes: tuple[str, ...] = ()
-        """What the user must know of the files."""
-        self.recipe, self.longest = BlockRecipe(sizes.vision.image), sizes.positions
+        super().__init__(BlockRecipe(sizes.vision.image), sizes.positions, tokenizer, name, revision)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07)
         self.vision_encoder = Vit3d(sizes.vision)
         self.language_encoder = BertModel(_text_config(sizes))
@@ -71,29 +67,10 @@ class M3DClip(nn.Module):
         """(batch, width) unit vectors of (batch, 1, k, j, i): the class token, projected."""
         return F.normalize(self.mm_vision_proj(self.vision_encoder(blocks)[:, 0]), dim=-1)
 
-    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(batch, width) unit vectors of (batch, length) tokens: the first one's, projected."""
-        states = self.language_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return F.normalize(self.mm_language_proj(states[:, 0]), dim=-1)
-
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """(images, texts) from unit vectors. The scale is used as it is: CLIP's has an exponential, this was trained
         without."""
         return self.logit_scale * images @ texts.T
-
-    @torch.no_grad()
-    def of_volume(self, volume: Volume, view: View | None = None) -> Tensor:
-        """(width,) unit vector of a scan, prepared as for M3D-LaMed."""
-        shown = block(volume, on_screen(self.recipe, view))
-        return self.encode_image(torch.from_numpy(shown.values)[None, None].to(self.mm_vision_proj.weight))[0]
-
-    @torch.no_grad()
-    def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """(texts, width) unit vectors."""
-        read = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
-        ).to(self.mm_language_proj.weight.device)  # fmt: skip
-        return self.encode_text(read["input_ids"], read["attention_mask"])
 
     @torch.no_grad()
     def scores(self, image: Tensor, findings: Sequence[str]) -> Tensor:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.block import BlockRecipe, block, on_screen
+from MedVLMReaderLib.block import BlockRecipe
 from MedVLMReaderLib.geometry import Shape
 from MedVLMReaderLib.models import dcformer
 from MedVLMReaderLib.models.dcformer import DCFormer
 from MedVLMReaderLib.models.one_block import checked_config, fitting
-from MedVLMReaderLib.volume import View, Volume
+from MedVLMReaderLib.models.pair import Pair
 from MedVLMReaderLib.weights import Checkpoint, Shards, filled, read_tokenizer
 
 NAMES = {"vision_encoder.encoder.": "vision_encoder."}
@@ -50,7 +50,7 @@ class Sizes:
     """Tokens of a text; what is beyond is not read."""
 
 
-class SiglipPair(nn.Module):
+class SiglipPair(Pair):
     """Scans and texts as unit vectors of one space."""
 
     t_prime: Tensor
@@ -58,11 +58,7 @@ class SiglipPair(nn.Module):
     score_is = "sigmoid of how well scan and 'There is X.' match, from 0 to 1; it orders findings, it is no probability"
 
     def __init__(self, sizes: Sizes, tokenizer: Any = None, name: str = "siglip", revision: str = "") -> None:
-        super().__init__()
-        self.tokenizer, self.name, self.revision = tokenizer, name, revision
-        self.notes: tuple[str, ...] = ()
-        """What the user must know of the files."""
-        self.recipe, self.longest = BlockRecipe(sizes.shape), sizes.positions
+        super().__init__(BlockRecipe(sizes.shape), sizes.positions, tokenizer, name, revision)
         self.t_prime = nn.Parameter(torch.tensor(2.6592600369327783))  # ln(1 / 0.07)
         self.bias = nn.Parameter(torch.tensor(0.0))  # the paper begins at -10
         self.vision_encoder = DCFormer(sizes.vision)
@@ -75,31 +71,12 @@ class SiglipPair(nn.Module):
         cells = dcformer.tokens(self.vision_encoder(blocks)[-1])
         return F.normalize(self.mm_vision_proj(cells.mean(1)), dim=-1)
 
-    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(batch, width) unit vectors of (batch, length) tokens: the first one's, projected."""
-        states = self.language_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return F.normalize(self.mm_language_proj(states[:, 0]), dim=-1)
-
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """(images, texts) from unit vectors; the sigmoid of one is the chance that the two belong together.
 
         That chance is of a batch of the training, where of many texts one was right: order says more than value.
         """
         return images @ texts.T * self.t_prime.exp() + self.bias
-
-    @torch.no_grad()
-    def of_volume(self, volume: Volume, view: View | None = None) -> Tensor:
-        """(width,) unit vector of a scan, prepared as for Med3DVLM."""
-        shown = block(volume, on_screen(self.recipe, view))
-        return self.encode_image(torch.from_numpy(shown.values)[None, None].to(self.mm_vision_proj.weight))[0]
-
-    @torch.no_grad()
-    def of_texts(self, texts: Sequence[str]) -> Tensor:
-        """(texts, width) unit vectors."""
-        read = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
-        ).to(self.mm_language_proj.weight.device)  # fmt: skip
-        return self.encode_text(read["input_ids"], read["attention_mask"])
 
     @torch.no_grad()
     def scores(self, image: Tensor, findings: Sequence[str]) -> Tensor:

@@ -16,6 +16,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models import dcformer, med3dvlm, siglip
 from MedVLMReaderLib.models.med3dvlm import NAMES, REPORT, Med3DVLM, Sizes
+from MedVLMReaderLib.models.ms_vlm import MSVLM
 from MedVLMReaderLib.models.one_block import IMAGE, spliced
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.decoder import LINEARS, decoder_numbers, read_decoder
@@ -90,11 +91,11 @@ class Taught(nn.Module):
         super().__init__()
         self.model, self.augment = model.requires_grad_(False), stage.augment
         if stage.lora:
-            _adapted(model.decoder, stage.lora)
+            adapted(model.decoder, stage.lora)
         for part in stage.trains:
             _part(model, part).requires_grad_(True)
-        own = {name for name, one in self.named_parameters() if not one.requires_grad}
-        self.elsewhere = frozenset(name for name in own if name.startswith("model.decoder."))
+        decoder = self.state_dict(keep_vars=True).items()  # with the names of what is tied
+        self.elsewhere = frozenset(n for n, one in decoder if n.startswith("model.decoder.") and not one.requires_grad)
         self._no_split_modules = [*(model.decoder._no_split_modules or ()), "Block"]  # where FSDP may cut
 
     def forward(
@@ -118,7 +119,7 @@ def _part(model: Med3DVLM, name: str) -> Any:
     return parts.get(name) or decoder.get_output_embeddings()
 
 
-def _adapted(decoder: Any, lora: Lora) -> None:
+def adapted(decoder: Any, lora: Lora) -> None:
     """Put LoRA's weights beside those of the decoder's layers; they alone are then trained."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -129,7 +130,7 @@ def _adapted(decoder: Any, lora: Lora) -> None:
     inject_adapter_in_model(config, decoder)
 
 
-def merge(model: Med3DVLM) -> None:
+def merge(model: Med3DVLM | MSVLM) -> None:
     """Add what LoRA learned to the decoder's own weights, and take its layers away."""
     from peft.tuners.lora import LoraLayer
 

@@ -15,6 +15,8 @@ DIFFERS = "…"
 """Stands for what differs from time to time: a name, a number."""
 TAKEN = {"ReaderError": 1, "Failed": 2, "ArgumentTypeError": 1}
 """What is raised or told -> how many of its first arguments make the message."""
+SAID = "medvlmreader: "
+"""What the command line's own messages begin with."""
 RETURNED = {("failure", "said"), ("serving", "told")}
 """End of a module's name and function that returns a message, or one in a tuple with what to do."""
 MOST = 24

@@ -20,7 +20,7 @@ MARKED = re.compile(r"(<!-- messages of: (.*?) -->\n)(.*?)(<!-- end -->)", re.DO
 TABLE = re.compile(r"(<!-- table of models -->\n).*?(<!-- end -->)", re.DOTALL)
 NOTE = "    "
 SAYS_WHAT_TO_DO = re.compile(
-    r"\b(name|choose|copy|export|get|ask|mend|leave|lower|look|restore|should|such as|needs|three numbers|read .* again)\b",
+    r"\b(name|choose|copy|export|get|ask|mend|leave|lower|look|restore|should|such as|needs|three numbers)\b",
     re.IGNORECASE,
 )
 """In a message of one sentence: it says what is wanted."""

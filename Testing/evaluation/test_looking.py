@@ -15,11 +15,12 @@ from MedVLMReaderLib.evaluation import calibration, heatmaps, verification
 from MedVLMReaderLib.evaluation.forced import Case, cases
 from MedVLMReaderLib.evaluation.heatmaps import localising, overlap
 from MedVLMReaderLib.evaluation.rows import Rows
-from MedVLMReaderLib.evaluation.verification import Judged, area_under, exchanged
+from MedVLMReaderLib.evaluation.verification import Judged, area_under, exchanged, told_instead
 from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import sentence
 from MedVLMReaderLib.reader import Reader, load
 from MedVLMReaderLib.reading import Trace
+from MedVLMReaderLib.truth import Finding
 from MedVLMReaderLib.volume import Volume
 from Testing.made_scans import oblique_grid
 
@@ -64,9 +65,7 @@ def test_a_heatmap_in_the_mask_scores_all_and_one_elsewhere_nothing(case):
     for weights, hit in ((there, True), (away, False)):
         rows = np.repeat(weights[None], len(case.spans), 0)
         shown = replace(case.reading, traces=(Trace("attention", case.spans, rows),), boxes=())
-        found = heatmaps._judged(shown, case, 0)
-        assert found[0] is hit
-        assert (found[1] > 0) is hit
+        assert heatmaps._judged(shown, case, 0)[0] is hit
 
 
 def test_overlap_is_one_for_the_mask_itself_and_a_share_where_heat_is_flat():
@@ -211,11 +210,29 @@ def test_a_table_is_put_between_its_marks_and_the_rest_of_the_page_stays(tmp_pat
 # Verification
 
 
-def test_exchanged_sentences_have_another_side_or_else_another_organ():
-    assert exchanged("Nodule of 14 mm in the right lung.") == "Nodule of 14 mm in the left lung."
-    assert exchanged("Pleural effusion of 9 mm on the left.") == "Pleural effusion of 9 mm on the right."
-    assert exchanged("Dark lesion of 9 mm in the liver.") == "Dark lesion of 9 mm in the spleen."
-    assert exchanged("All is well.") is None
+def a_finding(kind: str, organ: str, side: str = "", size_mm: float = 14.0) -> Finding:
+    return Finding(kind, organ, side, size_mm, (0.0, 0.0, 0.0), 3.0)  # type: ignore[arg-type]
+
+
+def test_an_exchanged_finding_is_on_the_other_side_or_else_in_another_organ():
+    truth = replace(made_truth(0), findings=())
+    assert exchanged(a_finding("nodule", "lung", "right"), truth) == a_finding("nodule", "lung", "left")
+    assert exchanged(a_finding("dark liver lesion", "liver"), truth) == a_finding("dark liver lesion", "spleen")
+    assert exchanged(a_finding("fracture", "spine"), truth) == a_finding("fracture", "liver")
+
+
+def test_what_would_be_true_too_is_left_out():
+    both = (a_finding("nodule", "lung", "right"), a_finding("nodule", "lung", "left", 9.0))
+    assert exchanged(both[0], replace(made_truth(0), findings=both)) is None
+    assert exchanged(both[0], replace(made_truth(0), findings=both[:1])) is not None
+
+
+def test_an_exchanged_finding_is_told_where_its_report_would_tell_it():
+    mine, other = a_finding("nodule", "lung", "right"), a_finding("nodule", "lung", "left")
+    truth = replace(made_truth(0), findings=(mine,), in_view=(("lung", "right"), ("lung", "left")))
+    text, (start, stop) = told_instead(truth, mine, other)
+    assert text[start:stop] == "Nodule of 14 mm in the left lung."
+    assert text[:start].endswith("The right lung is clear. ")
 
 
 def test_the_area_is_the_share_of_pairs_in_order():

@@ -212,7 +212,15 @@ def test_a_gpu_makes_it_larger_and_that_is_said() -> None:
     small, large = (plan(replace(found("missing"), nvidia=gpu), wishes(), NEVER) for gpu in (False, True))
     assert large.fetched > 5 * small.fetched
     assert any("CUDA" in note for note in large.notes)
-    assert any("CUDA" in note for note in small.notes) is False
+    assert not any("CUDA" in note for note in small.notes)
+
+
+def test_where_pips_pytorch_has_no_cuda_that_is_said(tmp_path: Path) -> None:
+    windows = replace(found("missing"), nvidia=True, system="win32")
+    made = plan(None, own(tmp_path), NEVER, windows)
+    assert made.fetched < 1e9
+    assert any("does not use the NVIDIA GPU" in note for note in made.notes)
+    assert plan(windows, wishes(), NEVER).fetched > 1e9
 
 
 def test_a_python_that_does_not_start_is_named() -> None:

@@ -19,7 +19,7 @@ import pytest
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.install import journal
 from MedVLMReaderLib.install.plan import Wishes
-from MedVLMReaderLib.install.setting_up import SettingUp
+from MedVLMReaderLib.install.setting_up import SettingUp, first_wishes
 from MedVLMReaderLib.install.slicer_packaging import PackagingTransport
 from MedVLMReaderLib.worker.transport import SubprocessTransport
 from Testing.install.wheels import driven, ends, index, site_of, unpack, wheel
@@ -91,6 +91,11 @@ def test_an_environment_is_made_filled_from_wheels_used_kept_and_removed(wheels:
     desk.one.install()
     assert not desk.one.busy, "nothing is left to do"
     assert {path: path.stat().st_mtime_ns for path in site_of(Path(python)).rglob("*.py")} == before
+    again = first_wishes("/slicer/bin/PythonSlicer", python)
+    assert (again.place, again.environment, again.chosen) == ("own", tmp_path / "environment", ""), (
+        "known the next time"
+    )
+    assert first_wishes("/slicer/bin/PythonSlicer", "/mine/python").chosen == "/mine/python"
     desk.one.remove()
     assert desk.settle() == "needed"
     assert not (tmp_path / "environment").exists()
@@ -293,6 +298,19 @@ def test_a_python_that_does_not_start_is_told_of(tmp_path: Path) -> None:
     desk = Desk(Wishes("slicer", str(tmp_path / "none")))
     assert desk.look() == "refused"
     assert "does not start" in desk.one.shown().message
+
+
+def test_an_environment_of_the_users_own_is_used_and_never_removed(python: Path, wheels: Path) -> None:
+    site = unpack(python, wheels)
+    desk = Desk(Wishes("own", sys.executable, chosen=str(python)))
+    assert desk.look() == "ready"
+    assert desk.ready == [str(python)]
+    assert not desk.one.shown().can_remove
+    desk.one.choose(environment=python.parents[1], chosen="")
+    desk.settle()
+    desk.one.remove()
+    assert "no environment that set-up made" in desk.one.shown().message
+    assert site.exists()
 
 
 def slicer_packaging(python: Path, busy: bool = False) -> tuple[Any, list[tuple[str, ...]]]:

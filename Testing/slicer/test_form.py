@@ -17,11 +17,13 @@ from Testing.slicer.host import MODULE
 from Testing.slicer.widgets import REGISTRY
 
 qt: Any = pythonqt.build()
-UI = MODULE.parent / "Resources" / "UI" / "MedVLMReader.ui"
+FORMS = sorted((MODULE.parent / "Resources" / "UI").glob("*.ui"))
+SET_UP = MODULE.parent / "MedVLMReaderQt" / "set_up.py"
 LIBRARY = MODULE.parents[1] / "MedVLMReaderLib"
 REAL: dict[str, Any] = json.loads((Path(__file__).parent / "real_widgets.json").read_text())
-TREE = ElementTree.parse(UI)
-CLASSES = {str(one.get("name")): str(one.get("class")) for one in TREE.iter("widget")}
+TREES = [ElementTree.parse(form) for form in FORMS]
+WIDGETS = [one for tree in TREES for one in tree.iter("widget")]
+CLASSES = {str(one.get("name")): str(one.get("class")) for one in WIDGETS}
 OTHERS = {"worker_timer": "QTimer", "draw_timer": "QTimer", "timer": "QTimer", "shortcut": "QShortcut",
           "process": "QProcess", "app": "qSlicerApplication", "button": "QPushButton", "box": "QCheckBox"}  # fmt: skip
 """Senders in the code that are not of the form."""
@@ -49,14 +51,14 @@ def signals_of(kind: str) -> set[str]:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_widget_is_a_real_one_with_properties_that_it_has(name: str) -> None:
-    (widget,) = [one for one in TREE.iter("widget") if one.get("name") == name]
+    (widget,) = [one for one in WIDGETS if one.get("name") == name]
     kind = CLASSES[name]
     assert kind in REAL or hasattr(qt, kind)
     assert {one.get("name") for one in widget.findall("property")} <= properties_of(kind)
 
 
 def test_what_the_form_connects_is_there() -> None:
-    for wire in TREE.iter("connection"):
+    for wire in (one for tree in TREES for one in tree.iter("connection")):
         sender, signal, receiver, slot = (str(wire.findtext(one)) for one in ("sender", "signal", "receiver", "slot"))
         assert pythonqt.normal(signal) in signals_of(CLASSES[sender]), signal
         assert slot in REAL[CLASSES[receiver]]["slots"], slot
@@ -71,7 +73,7 @@ def connects(path: Path) -> Iterator[tuple[str, str]]:
             yield ast.unparse(sender).split(".")[-1], str(signal.value)
 
 
-@pytest.mark.parametrize("path", [MODULE, LIBRARY / "worker" / "qprocess.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [MODULE, SET_UP, LIBRARY / "worker" / "qprocess.py"], ids=lambda path: path.name)
 def test_every_connect_of_the_code_names_a_signal_that_its_sender_has(path: Path) -> None:
     found = list(connects(path))
     assert len(found) > 3
@@ -83,7 +85,7 @@ def test_every_connect_of_the_code_names_a_signal_that_its_sender_has(path: Path
 
 
 def test_every_name_that_the_code_uses_is_on_the_form() -> None:
-    for path in (MODULE, LIBRARY / "drawing.py"):
+    for path in (MODULE, SET_UP, LIBRARY / "drawing.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("ui", "self.ui"):
                 assert node.attr in CLASSES, f"{path.name}, line {node.lineno}: {node.attr}"
@@ -99,7 +101,7 @@ def test_stand_ins_have_nothing_that_the_real_ones_lack(kind: str) -> None:
 
 
 def test_every_button_and_box_says_what_it_does() -> None:
-    for widget in TREE.iter("widget"):
+    for widget in WIDGETS:
         if widget.get("class") in ("QPushButton", "QCheckBox", "QComboBox", "qMRMLNodeComboBox", "ctkSliderWidget"):
             told = [one.findtext("string") for one in widget.findall("property") if one.get("name") == "toolTip"]
             assert told, widget.get("name")

@@ -17,7 +17,8 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._text, self._collapsed = "", False
-        self.setContentsMargins(4, 26, 4, 4)
+        self._head = QtGui.QFontMetrics(QtWidgets.QApplication.font()).height() + 6
+        self.setContentsMargins(4, self._head + 4, 4, 4)
 
     def _set_text(self, value: str) -> None:
         self._text = value
@@ -44,11 +45,11 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
 
     def paintEvent(self, event: Any) -> None:
-        painter = QtGui.QPainter(self)
-        painter.fillRect(
-            QtCore.QRect(0, 0, int(QtWidgets.QWidget.size.fget(self).width()), 22), QtGui.QColor(210, 215, 225)
-        )
-        painter.drawText(8, 16, ("▸ " if self._collapsed else "▾ ") + self._text)
+        painter, colours = QtGui.QPainter(self), QtWidgets.QApplication.palette()
+        bar = QtCore.QRect(0, 0, int(QtWidgets.QWidget.size.fget(self).width()), self._head)
+        painter.fillRect(bar, colours.color(QtGui.QPalette.ColorRole.Midlight))
+        painter.setPen(colours.color(QtGui.QPalette.ColorRole.WindowText))
+        painter.drawText(8, self._head - 6, ("▸ " if self._collapsed else "▾ ") + self._text)
         painter.end()
 
 

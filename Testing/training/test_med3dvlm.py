@@ -164,7 +164,7 @@ def test_the_loss_is_that_of_the_answer_alone_as_the_reader_asks(parts: Path) ->
     batch = collated([rows[0], rows[1]])
     answers = [model.tokenizer.decode(labels[labels >= 0]) for labels in batch["labels"]]
     assert answers == [f" {case.expected}{END}", f" Clear.{END}"]
-    seen = model.see([volume_of("made:3")])
+    seen = model.eval().see([volume_of("made:3")])
     for n, question in enumerate((case.asked, REPORT)):
         asked = model.tokenizer.decode(batch["ids"][n][: rows[n]["start"]])
         assert asked == IMAGE * 6 + (f" {question}" if question != REPORT else REPORT)
