@@ -200,6 +200,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>By slice: axial, coronal, sagittal</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Axial slices' shares of the heatmap</source>
       <translation type="unfinished" />
     </message>
@@ -288,7 +292,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>DiagnosticReport (R4)</source>
+      <source>The report for hospital systems (FHIR R4)</source>
       <translation type="unfinished" />
     </message>
     <message>
