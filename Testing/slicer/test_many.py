@@ -136,6 +136,7 @@ def test_by_clicks_the_window_lives_the_dialog_counts_and_cancel_ends_it(
     timer.start()
     host.chosen = [str(tmp_path / "out")]
     widget.ui.readSceneButton.click()
+    host.until(lambda: bool(widget.panel.note))
     timer.stop()
     assert len(ticks) > 20, "the loop went on meanwhile"
     assert widget.panel.note == "3 read, of 3."
@@ -152,7 +153,7 @@ def test_by_clicks_the_window_lives_the_dialog_counts_and_cancel_ends_it(
     host.chosen = [str(tmp_path / "scans"), str(tmp_path / "second")]
     cancel.start()
     widget.ui.readFolderButton.click()
-    assert widget.panel.note.startswith("Stopped.")
+    host.until(lambda: widget.panel.note.startswith("Stopped."))
     assert len(folders(tmp_path / "second")) < 3
     host.chosen = []
     widget.ui.readSceneButton.click()
