@@ -149,7 +149,9 @@ def test_by_clicks_the_window_lives_the_dialog_counts_and_cancel_ends_it(
     relay.hold()
     cancel = host.qt.QTimer()
     cancel.setInterval(50)
-    cancel.connect("timeout()", lambda: (host.progress[-1].cancel(), relay.go_on(), cancel.stop()))
+    cancel.connect(
+        "timeout()", lambda: len(host.progress) == 2 and (host.progress[-1].cancel(), relay.go_on(), cancel.stop())
+    )
     host.chosen = [str(tmp_path / "scans"), str(tmp_path / "second")]
     cancel.start()
     widget.ui.readFolderButton.click()
