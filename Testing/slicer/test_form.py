@@ -38,7 +38,8 @@ def properties_of(kind: str) -> set[str]:
     if kind in REAL:
         return {*REAL[kind]["properties"], *properties_of(REAL[kind]["extends"])}
     found = meta(kind)
-    return {found.property(n).name() for n in range(found.propertyCount())}
+    own = {"buddy"} if kind == "QLabel" else set()  # forms know it, Qt's properties do not
+    return own | {found.property(n).name() for n in range(found.propertyCount())}
 
 
 def signals_of(kind: str) -> set[str]:

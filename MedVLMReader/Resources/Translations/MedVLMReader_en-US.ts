@@ -432,10 +432,6 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Where to keep the readings</source>
-      <translation type="unfinished" />
-    </message>
-    <message>
       <source>Relevance</source>
       <translation type="unfinished" />
     </message>
@@ -445,10 +441,6 @@
     </message>
     <message>
       <source>The model's folder</source>
-      <translation type="unfinished" />
-    </message>
-    <message>
-      <source>Starting the reader</source>
       <translation type="unfinished" />
     </message>
   </context>
@@ -639,6 +631,21 @@
     </message>
     <message>
       <source>&amp;Back</source>
+      <translation type="unfinished" />
+    </message>
+  </context>
+  <context>
+    <name>MedVLMReaderQt.many</name>
+    <message>
+      <source>Where to keep the readings</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Starting the reader</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>MedVLM Reader</source>
       <translation type="unfinished" />
     </message>
   </context>
