@@ -27,6 +27,10 @@ ODD = (
 )
 
 
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+"""The model's own form of a chat."""
+
+
 def reports(count: int) -> list[str]:
     """Reports of made studies, and some with quotes, other scripts and nothing in them."""
     return [written(made_study(900_000 + n).truth) for n in range(count - len(ODD))] + list(ODD)
@@ -42,20 +46,19 @@ def listed(model: Any, tokenizer: Any, report: str, longest: int = 400) -> dict[
     from MedVLMReaderLib.structured import borne_out, from_json, schema
 
     sentences = [report[slice(*span)] for span in sentence_spans(report)]
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": REQUEST + report}], add_generation_prompt=True, return_tensors="pt",
-        return_dict=True,
-    )  # fmt: skip
+    asked = tokenizer(CHAT.format(REQUEST + report), return_tensors="pt")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     begin = asked["input_ids"].shape[1]
-    only = OnlyMatching(tokenizer, pattern_of(sentences), [tokenizer.eos_token_id], begin)
+    only = OnlyMatching(tokenizer, pattern_of(sentences), [end], begin)
     began = time.process_time()
     with torch.no_grad():
         out = model.generate(
             **asked, max_new_tokens=longest, do_sample=False, logits_processor=[only],
-            pad_token_id=tokenizer.eos_token_id,
+            eos_token_id=end, pad_token_id=end,
         )  # fmt: skip
     ids = out[0, begin:].tolist()
-    text, ended = tokenizer.decode(ids, skip_special_tokens=True), ids[-1] == tokenizer.eos_token_id
+    ended = ids[-1] == end
+    text = tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
     found = {"tokens": len(ids), "seconds": time.process_time() - began, "ended": ended, "valid": True, "invented": 0}
     if not ended:  # cut off at its longest: `constrained.listed_by` gives the sentences instead
         return found
