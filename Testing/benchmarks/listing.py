@@ -33,7 +33,7 @@ CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 def reports(count: int) -> list[str]:
     """Reports of made studies, and some with quotes, other scripts and nothing in them."""
-    return [written(made_study(900_000 + n).truth) for n in range(count - len(ODD))] + list(ODD)
+    return [*ODD, *(written(made_study(900_000 + n).truth) for n in range(count - len(ODD)))]
 
 
 def listed(model: Any, tokenizer: Any, report: str, longest: int = 400) -> dict[str, Any]:
