@@ -50,7 +50,9 @@ class Lora:
     def from_table(cls, table: Mapping[str, Any]) -> Lora:
         """From a table of a configuration, of known keys; ReaderError where a value is of the wrong kind."""
         kinds = {one.name: type(one.default) for one in fields(cls)}
-        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+        kept: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
+        }
         for name, value in kept.items():
             if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
                 raise ReaderError(f"[lora] has {name} = {table[name]!r}; it should be like {getattr(cls(), name)!r}.")
@@ -135,7 +137,7 @@ def merge(model: Med3DVLM) -> None:
 
     for name, layer in list(model.decoder.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[operator]
+            layer.merge()
             model.decoder.set_submodule(name, layer.get_base_layer())
 
 
