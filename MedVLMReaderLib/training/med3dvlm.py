@@ -19,7 +19,7 @@ from MedVLMReaderLib.models.med3dvlm import NAMES, REPORT, Med3DVLM, Sizes
 from MedVLMReaderLib.models.one_block import IMAGE, spliced
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.decoder import LINEARS, decoder_numbers, read_decoder
-from MedVLMReaderLib.training.engine import Settings, fit
+from MedVLMReaderLib.training.engine import Settings, fit, leads
 from MedVLMReaderLib.training.objectives import said
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, renamed
@@ -215,8 +215,9 @@ def train(
     torch.manual_seed(settings.seed)  # LoRA's first weights
     if not fit(Taught(model, stage), rows, collated, settings, folder, minutes=minutes):
         return False
-    merge(model)
-    save(model, folder / "model")
+    if leads():
+        merge(model)
+        save(model, folder / "model")
     return True
 
 

@@ -248,7 +248,6 @@ def test_a_file_trains_the_projector_and_lora_and_the_result_is_a_start(
         ("low = [6, 4]", "low = [6]", "make no Med3DVLM"),
         ("keep_features = true", "longest = 30", "nothing is left for the answer"),
         ("[lora]", "[augment]\nflip = 2\n[lora]", "from 0 to 1"),
-        ('system = "med3dvlm"', 'system = "med3dvlm"\ntraining = 3', "is no TOML"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(
