@@ -166,6 +166,7 @@ RULES = {
     "training.objectives": Rule("", "torch", "ot"),
     "training.engine": Rule("", "torch transformers safetensors"),
     "training.prepared": Rule("geometry volume block cases files phantom", "numpy", "PIL"),
+    "training.slice_captions": Rule("geometry volume block training.prepared", "numpy", ours_inside="reader"),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
