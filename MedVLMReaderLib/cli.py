@@ -339,14 +339,16 @@ def _evaluate(commands: Commands) -> None:
         commands, "evaluate", "evaluate:evaluate", "measure how well a model reads",
         "phantom and verification: on made studies with known findings. retrieval, report and vqa: as the papers\n"
         "measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label maps\n"
-        "of one folder against those of another. Every figure has its 95 % interval.",
+        "of one folder against those of another. classification: a table of scores, or what a pair says of labels\n"
+        "that it was never taught, against a table of true ones. Every figure has its 95 % interval.",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
         "evaluate vqa --cases M3D_VQA_test.csv --root M3D --model med3dvlm --answers answers.jsonl",
         "evaluate report --seeds 900000-900099 --answers answers.jsonl",
     )  # fmt: skip
     command.add_argument(
-        "what", choices=["phantom", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
+        "what", choices=["phantom", "verification", "domain", "retrieval", "report", "vqa", "segmentation",
+                          "classification"],
         help="phantom: made studies; verification: whether it tells true sentences from exchanged ones; domain: "
         "whether it flags scans that it has not learned to read",
     )  # fmt: skip
@@ -361,8 +363,10 @@ def _evaluate(commands: Commands) -> None:
     command.add_argument("--answers", type=Path, metavar="FILE", help="keep answers there, and go on from them")
     command.add_argument("--wordnet", type=Path, metavar="DIR", help="WordNet's folder, for METEOR")
     command.add_argument("--bert", type=Path, metavar="DIR", help="folder of a BERT-like model, for BERTScore")
-    command.add_argument("--found", type=Path, metavar="DIR", help="of segmentation: the label maps")
-    command.add_argument("--true", type=Path, metavar="DIR", help="of segmentation: the true ones, of the same names")
+    command.add_argument(
+        "--found", type=Path, metavar="DIR", help="of segmentation: the label maps; of classification: the scores"
+    )
+    command.add_argument("--true", type=Path, metavar="DIR", help="the true ones: label maps of the same names; a CSV")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
 

@@ -10,7 +10,7 @@ from typing import Any
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.commands.terminal import check_writable, loaded, reason, say, say_json
 
-PROTOCOLS = "retrieval", "report", "vqa", "segmentation"
+PROTOCOLS = "retrieval", "report", "vqa", "segmentation", "classification"
 """Those of the papers; see commands/protocols.py."""
 
 
