@@ -364,11 +364,12 @@ def _evaluate(commands: Commands) -> None:
     command.add_argument("--wordnet", type=Path, metavar="DIR", help="WordNet's folder, for METEOR")
     command.add_argument("--bert", type=Path, metavar="DIR", help="folder of a BERT-like model, for BERTScore")
     command.add_argument(
-        "--found", type=Path, metavar="DIR", help="of segmentation: the label maps; of classification: the scores"
+        "--found", type=Path, metavar="PATH", help="of segmentation: the label maps; of classification: the scores"
     )
-    command.add_argument("--true", type=Path, metavar="DIR", help="the true ones: label maps of the same names; a CSV")
+    command.add_argument("--true", type=Path, metavar="PATH", help="the true ones: label maps of the same names; a CSV")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
+    command.add_argument("--figure", type=Path, metavar="FILE", help="also draw them there, as PNG")
 
 
 def _export(commands: Commands) -> None:

@@ -189,6 +189,7 @@ RULES = {
     "evaluation.papers": Rule(
         "geometry cases evaluation evaluation.*", "numpy", "monai torch", ours_inside="reader training.prepared"
     ),
+    "evaluation.drawing": Rule("reading", inside="matplotlib"),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "structured": Rule("resources", inside="jsonschema"),
     "listing": Rule("phantom_report reading structured", ours_inside="evaluation.findings"),

@@ -18,6 +18,8 @@ def evaluate(arguments: Namespace) -> None:
     """Measure, and print the figures."""
     if arguments.out:
         check_writable(arguments.out.parent)
+    if arguments.figure:
+        check_writable(arguments.figure.parent)
     if arguments.what in PROTOCOLS:
         from MedVLMReaderLib.commands.protocols import measured
 
@@ -71,6 +73,19 @@ def _tell(figures: Mapping[str, Any], arguments: Namespace) -> None:
             say(row)
     if arguments.out:
         keep(figures, arguments)
+    if arguments.figure:
+        _draw(figures, arguments)
+
+
+def _draw(figures: Mapping[str, Any], arguments: Namespace) -> None:
+    """A picture of the figures; ReaderError where the disk refuses."""
+    from MedVLMReaderLib.evaluation.drawing import draw
+
+    try:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(figures, arguments.figure, f"{arguments.what}, {figures.get('model', '')}".strip(", "))
+    except OSError as error:
+        raise ReaderError(f"'{arguments.figure}' could not be written ({reason(error)}).") from error
 
 
 def keep(figures: Mapping[str, Any], arguments: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`evaluate retrieval|report|vqa|segmentation|classification`: the papers' protocols on a data set, or on made studies."""
+"""The papers' protocols of `evaluate`, on a data set or on made studies."""
 
 from __future__ import annotations
 

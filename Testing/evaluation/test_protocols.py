@@ -75,7 +75,8 @@ def test_scores_of_a_table_are_measured_against_true_labels_whatever_the_order(
     (tmp_path / "true.csv").write_text("VolumeName,stone,nodule\na.nii.gz,1,0\nb.nii.gz,0,0\nc.nii.gz,1,1\n")
     (tmp_path / "found.csv").write_text("volume,nodule,stone\nc.nii.gz,.2,.9\na.nii.gz,.1,.8\nb.nii.gz,.6,.3\n")
     tables = "--found", tmp_path / "found.csv", "--true", tmp_path / "true.csv"
-    shown = figures(capsys, "classification", *tables)
+    shown = figures(capsys, "classification", *tables, "--figure", tmp_path / "drawn" / "figures.png")
+    assert (tmp_path / "drawn" / "figures.png").read_bytes()[1:4] == b"PNG"
     assert shown["accuracy"]["stone"]["value"] == 1
     assert shown["accuracy"]["nodule"]["value"] == pytest.approx(1 / 3, abs=1e-3)
     assert shown["precision"]["all"]["value"] == pytest.approx(2 / 3, abs=1e-3)
