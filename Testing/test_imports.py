@@ -153,7 +153,7 @@ RULES = {
         ours_inside="worker.answering batch shelf studies",
     ),
     "reader": Rule(
-        f"{GROUND} {LEARNED} heatmap calibration looking verification",
+        f"{GROUND} {LEARNED} heatmap calibration looking relevance verification",
         "numpy torch transformers tokenizers safetensors",
         ours_inside="models.*",
     ),

@@ -87,7 +87,7 @@ def test_with_randomised_weights_the_map_falls_apart(built_in, method):
     study = made_study(SEED)
     true = cells(built_in, study, method)
     found = [alike(true, cells(reader, study, method)) for reader in randomised()]
-    assert found[0] > found[-1]
+    assert max(found) < 0.6
     assert abs(found[-1]) <= 0.2
 
 
