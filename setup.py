@@ -50,15 +50,18 @@ EXPORT = [
     "fhir.resources>=8.0",
     "reportlab>=4.2",
     "pynetdicom>=3.0",
+    "dicomweb-client>=0.60",
     "jsonschema>=4.21",
     "fonttools>=4.50",
 ]
 # Many studies: tables, a cluster, a DICOMweb server
 BATCH = ["pyarrow>=18", "fsspec>=2025.3", "ray>=2.50", "dicomweb-client>=0.60"]
+# The web site of the documentation
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"]
 TEST = ["pytest>=9", "hypothesis>=6.130", "ruff>=0.14", "mypy>=1.18", "nilearn>=0.12", "nibabel>=5.3", "setuptools>=77"]
 # Tests of the Slicer module without Slicer's desktop
 SLICER_TESTS = ["slicer-core>=5.13", "PySide6-Essentials>=6.9"]
-TEST += [*QUANTISED, *BATCH, *TRAINING, *EXPORT, *SLICER_TESTS, "pypdfium2>=5"]
+TEST += [*DOCS, *QUANTISED, *BATCH, *TRAINING, *EXPORT, *SLICER_TESTS, "pypdfium2>=5"]
 
 setup(
     name="medvlmreader",
@@ -84,6 +87,7 @@ setup(
         "export": EXPORT,
         "training": [*MODELS, *TRAINING],
         "all": [*MODELS, *QUANTISED, *BATCH, *EXPORT, *TRAINING],
+        "docs": DOCS,
         "slicer-tests": SLICER_TESTS,
         "test": TEST,
     },

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import time
 from pathlib import Path
 
 import qt
@@ -20,16 +20,23 @@ HERE = Path(__file__).resolve().parent
 if not (HERE / "MedVLMReaderLib").is_dir() and (HERE.parent / "MedVLMReaderLib").is_dir():
     sys.path.insert(0, str(HERE.parent))  # a checkout: the library lies beside the module's folder
 
+from MedVLMReaderQt.manual import Manual  # noqa: E402
+from MedVLMReaderQt.sample import NAME as SAMPLE  # noqa: E402
+from MedVLMReaderQt.sample import register  # noqa: E402
+from MedVLMReaderQt.set_up import SetUpView  # noqa: E402
+
+from MedVLMReaderLib import ReaderError  # noqa: E402
 from MedVLMReaderLib.case import readers  # noqa: E402
-from MedVLMReaderLib.curves import drawn  # noqa: E402
+from MedVLMReaderLib.console import Console  # noqa: E402
+from MedVLMReaderLib.drawing import Drawing  # noqa: E402
+from MedVLMReaderLib.many import how_far  # noqa: E402
 from MedVLMReaderLib.memory import PRECISIONS  # noqa: E402
 from MedVLMReaderLib.panel import Panel  # noqa: E402
 from MedVLMReaderLib.parameters import REGION  # noqa: E402
-from MedVLMReaderLib.scene import check_readable, stamp, view_of, volume_from  # noqa: E402
-from MedVLMReaderLib.state import State  # noqa: E402
 from MedVLMReaderLib.volume import PLANES  # noqa: E402
 from MedVLMReaderLib.worker.client import Client  # noqa: E402
-from MedVLMReaderLib.worker.logic import Logic  # noqa: E402
+from MedVLMReaderLib.worker.interpreter import SETTING, interpreter  # noqa: E402
+from MedVLMReaderLib.worker.qprocess import ProcessTransport  # noqa: E402
 
 WORK_MS, DRAW_MS = 15, 40
 
@@ -48,89 +55,18 @@ class MedVLMReader(ScriptedLoadableModule):
             "questions, and shows where the model looked. Research software. Not for clinical use."
         )
         parent.acknowledgementText = _("See the README for the papers whose models are implemented.")
+        slicer.app.connect("startupCompleted()", register)
 
 
-class ProcessTransport:
-    """The worker's lines through qt.QProcess: Python threads starve under Qt's loop. See worker.transport.Transport."""
-
-    def __init__(self):
-        self.on_output = self.on_error_text = self.on_exit = lambda _: None
-        self.process, self.connected = None, []
-
-    def start(self, argv, environment):
-        self.process = process = qt.QProcess()
-        variables = qt.QProcessEnvironment()
-        for name, value in environment.items():
-            variables.insert(name, value)
-        process.setProcessEnvironment(variables)
-        self.connected = [
-            process.connect("readyReadStandardOutput()", self._output),
-            process.connect("readyReadStandardError()", self._error),
-            process.connect("finished(int,QProcess::ExitStatus)", self._finished),
-            process.connect("errorOccurred(QProcess::ProcessError)", self._not_started),
-        ]
-        process.start(argv[0], list(argv[1:]))
-
-    def send(self, line):
-        if self.process is not None:
-            self.process.write(qt.QByteArray(line))
-
-    def end_input(self):
-        if self.process is not None:
-            self.process.closeWriteChannel()
-
-    def kill(self):
-        if self.process is not None:
-            self.process.kill()
-
-    def poll(self, seconds):
-        """For who waits in the console: Qt's loop goes on meanwhile."""
-        if self.process is not None:
-            self.process.waitForReadyRead(int(1000 * seconds))
-        slicer.app.processEvents()
-
-    def close(self):
-        """End the program and wait a moment for it, so that Qt does not destroy what still runs."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.waitForFinished(2000)
-
-    def _output(self):
-        if self.process is None:
-            return
-        self.on_output(self.process.readAllStandardOutput().data())
-
-    def _error(self):
-        if self.process is None:
-            return
-        self.on_error_text(self.process.readAllStandardError().data().decode(errors="replace"))
-
-    def _finished(self, code, status):
-        if self.process is None:
-            return
-        self._output()
-        self._error()
-        self.process = None
-        self.on_exit(code if int(status) == 0 else -1)
-
-    def _not_started(self, error):
-        if int(error) == int(qt.QProcess.FailedToStart) and self.process is not None:
-            text, self.process = self.process.errorString(), None
-            qt.QTimer.singleShot(0, lambda: (self.on_error_text(text), self.on_exit(None)))
-
-
-def interpreter():
+def python():
     """The Python that has torch: the one chosen in the settings, else Slicer's own."""
-    chosen = slicer.app.settings().value("MedVLMReader/python") or os.environ.get("MEDVLM_PYTHON")
-    if chosen:
-        return str(chosen)
-    home = Path(sys.executable).parent
-    for name in ("PythonSlicer", "PythonSlicer.exe"):
-        for folder in (home, home.parent / "bin"):
-            if (folder / name).exists():
-                return str(folder / name)
-    return sys.executable
+    return interpreter(slicer.app.settings().value(SETTING), sys.executable)
+
+
+def file_of(instance):
+    """The file of a DICOM instance, as Slicer's database knows it; "" where it does not."""
+    database = getattr(slicer, "dicomDatabase", None)
+    return database.fileForInstance(instance) if database is not None else ""
 
 
 class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
@@ -138,7 +74,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
-        self.panel, self.drawn, self.dirty, self.connected, self.drawing = None, State(), True, [], False
+        self.panel, self.dirty, self.connected, self.drawing = None, True, [], False
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
@@ -146,10 +82,17 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
-        self.transport = ProcessTransport()
-        self.panel = Panel(slicer.mrmlScene, Client(self.transport, python=interpreter()), self.touched)
+        self.transport = ProcessTransport(qt, slicer.app.processEvents)
+        client = Client(self.transport, python=python())
+        self.panel = Panel(slicer.mrmlScene, client, self.touched, file_of, slicer.app.processEvents)
+        self.form = Drawing(qt, self.ui, _("Edited; the model's draft is kept in the scene."))
+        form = self.resourcePath("UI/MedVLMReaderSetUp.ui")
+        self.set_up = SetUpView(form, lambda: ProcessTransport(qt, slicer.app.processEvents), client.use)
+        self.layout.addWidget(self.set_up.widget)
+        self.manual = Manual()
         self._fill()
         self._connect()
+        self.connected += self.set_up.connected
         self._shortcuts(widget)
         self.worker_timer, self.draw_timer = qt.QTimer(), qt.QTimer()
         self.worker_timer.setInterval(WORK_MS)
@@ -160,11 +103,14 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.worker_timer.start()
         self.draw_timer.start()
         self.panel.views_changed()
+        self.panel.gpu.ask()
         self.draw()
 
     def cleanup(self):
         for timer in (self.worker_timer, self.draw_timer):
             timer.stop()
+        self.manual.close()
+        self.set_up.close()
         self.panel.close()
         self.transport.close()
 
@@ -190,11 +136,14 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def _connect(self):
         ui, panel = self.ui, self.panel
         clicks = {
-            ui.readButton: panel.read, ui.stopButton: panel.stop, ui.freeButton: panel.free, ui.askButton: self.ask,
+            ui.readButton: self.read, ui.stopButton: panel.stop, ui.freeButton: panel.free, ui.askButton: self.ask,
             ui.copyButton: self.copy, ui.saveButton: self.save, ui.sawButton: panel.show_what_it_saw,
             ui.verifyButton: panel.verify, ui.plotButton: panel.plot, ui.hideButton: panel.hide,
+            ui.restoreButton: panel.restore, ui.exportButton: self.export, ui.readSceneButton: self.read_scene,
+            ui.readFolderButton: self.read_folder, ui.manualButton: self.open_manual,
         }  # fmt: skip
         self.connected += [button.connect("clicked()", call) for button, call in clicks.items()]
+        self.connected += [box.connect("clicked()", self.kinds_chosen) for box in self.form.kinds.values()]
         self.connected += [
             ui.questionEdit.connect("returnPressed()", self.ask),
             ui.scanSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.scan_chosen),
@@ -214,8 +163,8 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def _shortcuts(self, widget):
         self.shortcuts = []
         for keys, call in (
-            ("Ctrl+Return", self.panel.read), ("Esc", self.panel.stop), ("Ctrl+Shift+C", self.copy),
-            ("Ctrl+Shift+H", self.panel.hide),
+            ("Ctrl+Return", self.read), ("Esc", self.panel.stop), ("Ctrl+Shift+C", self.copy),
+            ("Ctrl+Shift+H", self.panel.hide), ("F1", self.open_manual),
         ):  # fmt: skip
             shortcut = qt.QShortcut(widget)
             shortcut.setKey(qt.QKeySequence(keys))
@@ -228,13 +177,33 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
     def touched(self):
         self.dirty = True
 
+    def read(self):
+        self._with_models(self.panel.read)
+
     def ask(self):
+        self._with_models(self._ask)
+
+    def _with_models(self, then):
+        """Set-up first, where there is something to read at all."""
+        if self.panel.scan is None:
+            then()
+        else:
+            self.set_up.when_ready(then)
+
+    def _ask(self):
         self.panel.ask(self.ui.questionEdit.text)
         if not self.panel.message:
             self.ui.questionEdit.setText("")
 
     def clicked(self, address):
         self.panel.click(address.toString())
+
+    def open_manual(self):
+        try:
+            self.manual.open()
+        except ReaderError as error:
+            self.panel.message = str(error)
+            self.touched()
 
     def scan_chosen(self, node):
         if not self.drawing:
@@ -262,10 +231,48 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         if path:
             self.panel.save(Path(str(path)))
 
+    def kinds_chosen(self):
+        self.panel.set(kinds=" ".join(kind for kind, box in self.form.kinds.items() if box.checked))
+
+    def export(self):
+        folder = qt.QFileDialog.getExistingDirectory(None, _("Where to write the report"))
+        if folder:
+            self.panel.export(Path(str(folder)))
+
+    def read_scene(self):
+        self._read_many(self.panel.read_scene)
+
+    def read_folder(self):
+        folder = qt.QFileDialog.getExistingDirectory(None, _("The folder with the scans"))
+        if folder:
+            self._read_many(lambda *how: self.panel.read_folder(Path(str(folder)), *how))
+
+    def _read_many(self, read):
+        """Reads with a dialog that says how far it is and can cancel; the window lives meanwhile."""
+        out = qt.QFileDialog.getExistingDirectory(None, _("Where to keep the readings"))
+        if not out:
+            return
+        dialog = slicer.util.createProgressDialog(
+            maximum=0, labelText=_("Starting the reader"), windowTitle=_("MedVLM Reader"), autoClose=False,
+            autoReset=False,
+        )  # fmt: skip
+        dialog.show()
+
+        def tell(progress):
+            dialog.setMaximum(progress.total)
+            dialog.setValue(progress.done)
+            dialog.setLabelText(how_far(progress))
+
+        try:
+            read(Path(str(out)), tell, lambda: dialog.wasCanceled or self.panel.client.closed)
+        finally:
+            dialog.close()
+
     # What is drawn
 
     def work(self):
-        self.panel.client.advance()
+        self.panel.advance()
+        self.set_up.advance()
 
     def draw(self):
         if not self.dirty or self.drawing:
@@ -273,136 +280,74 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.dirty, self.drawing = False, True
         try:
             state = self.panel.state()
-            self._draw_changes(state)
-            self.drawn = state
+            self.form.draw(state, self.panel)
         finally:
             self.drawing = False
         if state.confirm:
             self._confirm(state.confirm)
 
-    def _draw_changes(self, state):
-        ui, before = self.ui, self.drawn
-        for button, able in (
-            (ui.readButton, state.can_read), (ui.askButton, state.can_ask), (ui.stopButton, state.can_stop),
-            (ui.verifyButton, state.can_verify), (ui.copyButton, state.has_text), (ui.saveButton, state.has_text),
-            (ui.findingsEdit, state.has_text), (ui.impressionEdit, state.has_text), (ui.plotButton, bool(state.heat)),
-            (ui.hideButton, bool(state.heat)), (ui.sawButton, state.can_ask),
-        ):  # fmt: skip
-            button.setEnabled(able)
-        for label, text in (
-            (ui.memoryLabel, state.memory), (ui.statusLabel, state.status), (ui.messageLabel, state.message),
-            (ui.provenanceLabel, state.provenance), (ui.heatLabel, state.heat), (ui.verdictLabel, state.verdict),
-            (ui.editedLabel, _("Edited; the model's draft is kept in the scene.") if state.edited else ""),
-        ):  # fmt: skip
-            if label.text != text:
-                label.setTextFormat(qt.Qt.PlainText)
-                label.setText(text)
-            label.setVisible(bool(text))
-        for browser, html, old in (
-            (ui.reportBrowser, state.report, before.report), (ui.chatBrowser, state.chat, before.chat)
-        ):  # fmt: skip
-            if html != old:
-                browser.setHtml(html)
-        for edit, text in ((ui.findingsEdit, state.findings), (ui.impressionEdit, state.impression)):
-            if edit.plainText.strip() != text:
-                edit.setPlainText(text)
-        self._draw_progress(state)
-        self._draw_choices()
-        if state.heat != before.heat:
-            self._draw_curves()
-        self._picture(ui.sawLabel, self.panel.saw)
-
-    def _draw_progress(self, state):
-        bar, progress = self.ui.progressBar, state.progress
-        bar.setVisible(bool(state.status))
-        bar.setMaximum(progress[1] and 100 if progress else 0)
-        bar.setValue(100 * progress[0] // progress[1] if progress and progress[1] else 0)
-
-    def _draw_choices(self):
-        settings, ui = self.panel.settings, self.ui
-        for box, name in (
-            (ui.modelBox, settings.model), (ui.precisionBox, settings.precision), (ui.methodBox, settings.method),
-            (ui.contextBox, settings.context),
-        ):  # fmt: skip
-            number = box.findData(name)
-            if number >= 0 and box.currentIndex != number:
-                box.setCurrentIndex(number)
-        for slider, value in ((ui.opacitySlider, settings.opacity), (ui.thresholdSlider, settings.threshold)):
-            if abs(slider.value - value) > 1e-6:
-                slider.setValue(value)
-        if ui.scanSelector.currentNode() is not self.panel.scan:
-            ui.scanSelector.setCurrentNode(self.panel.scan)
-
-    def _draw_curves(self):
-        case = self.panel.case
-        curves = case.heat.curves if case is not None and case.heat is not None else ()
-        for plane, label in zip(PLANES, (self.ui.axialCurve, self.ui.coronalCurve, self.ui.sagittalCurve), strict=True):
-            found = [drawn(curve, (60, 120)) for curve in curves if curve.plane == plane]
-            self._picture(label, found[0] if found else b"")
-
-    def _picture(self, label, png):
-        label.setVisible(bool(png))
-        if png:
-            pixmap = qt.QPixmap()
-            pixmap.loadFromData(qt.QByteArray(png))
-            label.setPixmap(pixmap)
-
     def _confirm(self, question):
         self.panel.agree(slicer.util.confirmYesNoDisplay(question, windowTitle=_("MedVLM Reader")))
 
 
-class MedVLMReaderLogic(ScriptedLoadableModuleLogic):
-    """For the Python console; the reader runs in another process, torch never in this one.
-
-    `read`, `ask` and `heatmap` wait, the window staying alive, and return a `Reading` or a `Volume`; with `on_event`
-    they return at once. What a user can mend is raised as ReaderError.
-    """
+class MedVLMReaderLogic(ScriptedLoadableModuleLogic, Console):
+    """For the Python console, see `Console`; the reader runs in another process, torch never in this one."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleLogic.__init__(self, parent)
-        self.transport = ProcessTransport()
-        client = Client(self.transport, python=interpreter())
-        self.logic = Logic(client, meanwhile=slicer.app.processEvents)
-
-    def load(self, model="built-in", precision="auto", device=None):
-        """Use a model from now on; its name, revision and precision."""
-        return self.logic.load(model, precision, device)
-
-    def read(self, volumeNode, **options):
-        """The model's report of a volume."""
-        return self.logic.read(volume_from(volumeNode), **self._about(volumeNode), **options)
-
-    def ask(self, volumeNode, question, **options):
-        """The answer to a question about a volume; what was asked about it before is told, too."""
-        return self.logic.ask(volume_from(volumeNode), question, **self._about(volumeNode), **options)
-
-    def heatmap(self, volumeNode, reading, words=None, method=None):
-        """Where the model looked for some words of a reading, as a Volume."""
-        key = self._about(volumeNode)["key"]
-        return self.logic.heatmap(volume_from(volumeNode), reading, words, method, key=key)
-
-    def readFolder(self, folder, out, questions=(), **options):
-        """Read every scan under a folder into folders of `out`; what is there is skipped."""
-        return self.logic.read_folder(folder, out, tuple(questions), **options)
+        self.transport = ProcessTransport(qt, slicer.app.processEvents)
+        Console.__init__(self, slicer.mrmlScene, Client(self.transport, python=python()), slicer.app.processEvents)
+        self.timer = qt.QTimer()  # for those who do not wait
+        self.timer.setInterval(WORK_MS)
+        self.connected = self.timer.connect("timeout()", self.advance)
+        self.timer.start()
 
     def close(self):
         """End the reader's process."""
-        self.logic.client.close()
+        self.timer.stop()
+        Console.close(self)
         self.transport.close()
-
-    def _about(self, node):
-        check_readable(node)
-        return {"key": (node.GetID(), *stamp(node)), "view": view_of(slicer.mrmlScene, node, volume_from(node))}
 
 
 class MedVLMReaderTest(ScriptedLoadableModuleTest):
-    """For Slicer's own test runner."""
+    """For Slicer's own test runner, and its button 'Reload and Test'. Nothing is installed, nothing fetched."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear(0)
+        self.widget = slicer.modules.medvlmreader.widgetRepresentation().self()
 
     def runTest(self):
-        """The module loads, finds no volume, and says so."""
-        slicer.mrmlScene.Clear(0)
-        widget = slicer.modules.medvlmreader.widgetRepresentation().self()
-        widget.panel.read()
-        assert "no volume" in widget.panel.message
-        assert all(widget.connected)
+        for test in (
+            self.test_every_button_is_connected, self.test_without_a_volume_it_says_so,
+            self.test_the_sample_study_is_in_sample_data, self.test_set_up_says_what_is_installed,
+        ):  # fmt: skip
+            self.setUp()
+            test()
         self.delayDisplay("Test passed")
+
+    def test_every_button_is_connected(self):
+        self.assertGreater(len(self.widget.connected), 25)
+        self.assertTrue(all(self.widget.connected))
+
+    def test_without_a_volume_it_says_so(self):
+        self.widget.panel.read()
+        self.assertIn("no volume", self.widget.panel.message)
+
+    def test_the_sample_study_is_in_sample_data(self):
+        import SampleData
+
+        register()
+        node = SampleData.downloadSample(SAMPLE)
+        self.assertEqual(node.GetName(), SAMPLE)
+        self.widget.panel.choose_scan(node)
+        self.assertEqual(self.widget.panel.message, "")
+
+    def test_set_up_says_what_is_installed(self):
+        one = self.widget.set_up.setting_up
+        one.look()
+        end = time.monotonic() + 60
+        while one.busy and time.monotonic() < end:
+            slicer.app.processEvents()
+            one.advance()
+        self.assertIn(one.shown().stage, ("ready", "needed", "refused"))
+        self.assertTrue(one.shown().headline or one.shown().message)

@@ -9,7 +9,6 @@ import numpy as np
 
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.heatmap import effective_cells
-from MedVLMReaderLib.memory import PRECISIONS, DecoderShape, free_memory, gigabytes, needed
 from MedVLMReaderLib.models import CARDS, Card
 from MedVLMReaderLib.pictures import times_uniform
 from MedVLMReaderLib.reading import Reading, Span
@@ -117,52 +116,12 @@ def _short(text: str, most: int = 60) -> str:
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
-# Models and memory
+# Models
 
 
 def readers() -> list[Card]:
     """The models that write answers."""
     return [card for card in CARDS.values() if "answer" in card.can]
-
-
-def memory_line(name: str, precision: str) -> str:
-    """What a model of the table takes and what is free, before anything is loaded; "" for one that is not in it."""
-    card = CARDS.get(name)
-    if card is None or not card.decoder:
-        return ""
-    sizes, free = sizes_of(card), free_memory()
-    if precision in sizes:
-        need, named = sizes[precision], precision
-    else:
-        fitting = [one for one, size in sizes.items() if size <= free and (one != "fp32" or card.shipped)]
-        named = fitting[0] if fitting else PRECISIONS[-1]
-        need = sizes[named]
-    verdict = "" if need <= free else " It will not fit: close other programs, or choose a smaller precision or model."
-    return f"Needs {gigabytes(need)} ({named}); you have {gigabytes(free)} of memory free.{verdict}"
-
-
-def sizes_of(card: Card) -> dict[str, int]:
-    """Bytes in each precision, on a CPU."""
-    decoder = DecoderShape.from_config(card.decoder)
-    encoder = max(0, card.parameters - decoder.parameters)
-    return {
-        one: needed(decoder, one, encoder, context=card.context, seeing=card.seeing_bytes).total for one in PRECISIONS
-    }
-
-
-def to_fetch(name: str) -> str:
-    """What must be agreed to before a model that is not here is fetched; "" where nothing is."""
-    from MedVLMReaderLib.hub import installed
-
-    card = CARDS.get(name)
-    if card is None or card.shipped or any(one.whole and one.name == card.source for one in installed()):
-        return ""
-    size = gigabytes(2 * card.parameters)
-    gated = " Its makers ask for an agreement on their page first." if card.gated else ""
-    return (
-        f"{card.title} is not on this machine. About {size} will be fetched from huggingface.co/{card.source} "
-        f"(licence: {card.licence}).{gated} Nothing of your scans is sent. Fetch it?"
-    )
 
 
 # Pictures

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.place import Place
-from MedVLMReaderLib.reader import Options, Reader, never
+from MedVLMReaderLib.reader import Options, Reader, never, nothing
 from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.session import ChatSession, Turn, told
 from MedVLMReaderLib.study import Message, Seen
@@ -54,13 +54,14 @@ class Chat:
         *,
         options: Options = ALWAYS_THE_SAME,
         stopped: Callable[[], bool] = never,
+        looking: Callable[[], None] = nothing,
     ) -> Iterator[str | Reading]:
-        """The words of the answer, and last its `Reading`, which then is the session's last turn.
+        """The words of the answer, and last its `Reading`, which then is the session's last turn; see `Reader.ask`.
 
         ReaderError where the question is empty, too long, or about a place outside the scan; `Stopped` where encoding
         was stopped. Then, and where the words are not taken to their end, the session stays as it was.
         """
-        return self._asked(len(self.session.turns), question, place, options, stopped)
+        return self._asked(len(self.session.turns), question, place, options, stopped, looking)
 
     def edit(
         self, number: int, question: str, *, options: Options = ALWAYS_THE_SAME, stopped: Callable[[], bool] = never
@@ -82,14 +83,15 @@ class Chat:
         return self.session.turns[number]
 
     def _asked(
-        self, number: int, question: str, place: Place | None, options: Options, stopped: Callable[[], bool]
-    ) -> Iterator[str | Reading]:
+        self, number: int, question: str, place: Place | None, options: Options, stopped: Callable[[], bool],
+        looking: Callable[[], None] = nothing,
+    ) -> Iterator[str | Reading]:  # fmt: skip
         before, question = self.session.turns[:number], question.strip()
         asked = self.about(place) + question if question else ""
         seen = self.see(stopped)
         first = self._first_told(seen, before, asked, options)
         history = told(before[first:])
-        for part in self.reader.ask(seen, asked, history=history, options=options, stopped=stopped):
+        for part in self.reader.ask(seen, asked, history=history, options=options, stopped=stopped, looking=looking):
             if isinstance(part, Reading):
                 of = {"study": self.session.volumes[0], "sources": [volume.source for volume in self.volumes]}
                 part = replace(

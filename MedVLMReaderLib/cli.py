@@ -21,6 +21,8 @@ Not for clinical use.
 
 A STUDY is a DICOM folder or file, or a NIfTI, NRRD or MetaImage file."""
 
+KINDS = "sr", "dicom-pdf", "sc", "pmap", "seg", "text", "markdown", "pdf", "fhir", "json"
+"""What a reading can be exported as, see `export.writing`."""
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Number = TypeVar("Number", int, float)
 
@@ -166,6 +168,7 @@ def _batch(commands: Commands) -> None:
         "Ctrl-C stops cleanly; the same command goes on. Exit code 1: some studies failed.",
         "batch studies --out readings",
         "batch studies.csv --model m3d-lamed --questions questions.txt --out readings --pictures",
+        "batch archive --out readings --to sr,pdf",
         "batch studies --out /shared/readings --ray 10.0.0.1:6379 --workers 8",
     )  # fmt: skip
     command.add_argument("input", metavar="INPUT", help="folder, csv, or http(s):// of a DICOMweb server")
@@ -173,6 +176,9 @@ def _batch(commands: Commands) -> None:
     _model(command)
     command.add_argument("--questions", type=Path, metavar="FILE", help="one a line (default: ask for a report)")
     command.add_argument("--pictures", action="store_true", help="keep a picture for each sentence, and a page")
+    command.add_argument(
+        "--to", type=_kinds, default=(), metavar="KIND,KIND", help=f"also export each reading: {', '.join(KINDS)}"
+    )
     command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
     command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
     command.add_argument("--threads", type=_count, metavar="N", help="of a reader (default: half of the cores)")
@@ -389,9 +395,9 @@ def _export(commands: Commands) -> None:
         "export readings/chest --to sr --source dicom_folder --send ORTHANC@127.0.0.1:4242",
     )  # fmt: skip
     command.add_argument("reading", type=Path, metavar="READING", help="folder of a kept reading or chat")
-    kinds = "sr", "dicom-pdf", "sc", "pmap", "seg", "text", "markdown", "pdf", "fhir", "json"
-    command.add_argument("--to", nargs="+", choices=kinds, required=True, metavar="KIND", help=", ".join(kinds))
+    command.add_argument("--to", nargs="+", type=_kinds, required=True, metavar="KIND", help=", ".join(KINDS))
     command.add_argument("--source", type=Path, metavar="STUDY", help="the scan that was read; for DICOM, its series")
+    command.add_argument("--series", help=_SERIES)
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: READING/export)")
     part = command.add_mutually_exclusive_group()
     part.add_argument("--words", help="heatmaps of these words of the reading (default: all of it)")
@@ -401,8 +407,11 @@ def _export(commands: Commands) -> None:
     )
     command.add_argument("--subject", metavar="REF", help="of fhir: the patient on the server, such as Patient/17")
     command.add_argument("--original", type=Path, metavar="READING", help="what the model wrote, of an edited reading")
-    command.add_argument("--send", metavar="TITLE@HOST:PORT", help="store the DICOM objects at this archive (C-STORE)")
+    command.add_argument(
+        "--send", metavar="TARGET", help="store the DICOM objects: TITLE@HOST:PORT (C-STORE) or http(s)://... (STOW-RS)"
+    )
     command.add_argument("--list-findings", action="store_true", help="have the model list its findings as JSON")
+    command.add_argument("--verify", action="store_true", help="say of each finding whether the image supports it")
     _model(command, None)
 
 
@@ -451,6 +460,14 @@ def _answering(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="folder of the reading (default: readings/KEY)")
     command.add_argument("--no-heatmaps", action="store_true", help="text only, which is quicker")
     command.add_argument("--longest", type=_count, default=512, metavar="N", help="cut off after N tokens (512)")
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """Kinds of export, by commas."""
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if unknown := [kind for kind in found if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of {', '.join(KINDS)}")
+    return found
 
 
 def _count(text: str) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from MedVLMReaderLib import ReaderError, parameters, scene
 from MedVLMReaderLib.case import Case
+from MedVLMReaderLib.gpu import GpuWatch
 from MedVLMReaderLib.mrml import Node, to_world
 from MedVLMReaderLib.overlay import Look
 from MedVLMReaderLib.parameters import VOLUME, Settings
@@ -38,17 +39,29 @@ def said(intent: Intent) -> Intent:
 class Ground:
     """See `panel.Panel`."""
 
-    def __init__(self, scene_: Node, client: Client, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, scene_: Node, client: Client, changed: Callable[[], None], file_of: Callable[[str], str],
+        meanwhile: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.scene, self.client, self.changed = scene_, client, changed
+        self.file_of, self.meanwhile = file_of, meanwhile
+        self.gpu = GpuWatch()
         self.cases: dict[str, Case] = {}
         self.settings, self.foreign = Settings(), False
-        self.message = self.status = self.confirm = ""
+        self.message = self.status = self.confirm = self.note = ""
+        """What went wrong, what is being done, what is asked, and what was done."""
         self.progress: tuple[int, int] | None = None
         self.saw: bytes = b""
         """PNG of what the model was shown, once that was asked for."""
         self._loaded_choice = "built-in", "auto"
         self._then: Callable[[], None] = lambda: None
         self._followed = True
+
+    def advance(self) -> None:
+        """What a view's timer calls every 10 to 20 ms."""
+        self.client.advance()
+        if self.gpu.heard():
+            self.changed()
 
     @property
     def scan(self) -> Node | None:
@@ -60,6 +73,11 @@ class Ground:
         """The chosen volume's chat; None without a volume."""
         node = self.scan
         return None if node is None else self.cases.setdefault(node.GetID(), Case(node.GetID()))
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the chosen model is the one in the worker's memory."""
+        return self.client.loaded is not None and self._loaded_choice == (self.settings.model, self.settings.precision)
 
     @property
     def look(self) -> Look:
@@ -125,5 +143,5 @@ class Ground:
         assert case is not None
         if case.locked or self.foreign:
             raise ReaderError(case.locked or self.message)
-        self.message, self.status = "", "Preparing"
+        self.message, self.note, self.status = "", "", "Preparing"
         return case

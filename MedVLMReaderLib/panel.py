@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from MedVLMReaderLib import ReaderError, overlay, parameters, results, scene, transcript
-from MedVLMReaderLib.case import Case, heat_of, to_fetch
+from MedVLMReaderLib import ReaderError, overlay, parameters, results, scene
+from MedVLMReaderLib.case import Case, heat_of
 from MedVLMReaderLib.ground import said
+from MedVLMReaderLib.many import Many
 from MedVLMReaderLib.mrml import Node, remove, to_world
+from MedVLMReaderLib.needs import to_fetch
 from MedVLMReaderLib.parameters import REGION, VOLUME, Settings
 from MedVLMReaderLib.place import Place
-from MedVLMReaderLib.reading import Reading, write_whole
+from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.results import Kept
 from MedVLMReaderLib.session import ChatSession, Turn
-from MedVLMReaderLib.sight import Sight, recorded
 from MedVLMReaderLib.state import State, state_of
 from MedVLMReaderLib.watch import Watch
 from MedVLMReaderLib.worker.client import Client
@@ -36,19 +36,26 @@ from MedVLMReaderLib.worker.events import (
     Started,
     Word,
 )
+from MedVLMReaderLib.worker.plain import recorded
 
 
-class Panel(Sight):
+class Panel(Many):
     """See above. Whoever has it calls `client.advance` from a timer while `client.busy`."""
 
-    def __init__(self, scene_: Node, client: Client, changed: Callable[[], None] = lambda: None) -> None:
-        super().__init__(scene_, client, changed)
+    def __init__(
+        self, scene_: Node, client: Client, changed: Callable[[], None] = lambda: None,
+        file_of: Callable[[str], str] = lambda _: "", meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`file_of`: the file of a DICOM instance's UID, such as `slicer.dicomDatabase.fileForInstance`; `meanwhile`:
+        lets the window live while many scans are read, such as `slicer.app.processEvents`."""
+        super().__init__(scene_, client, changed, file_of, meanwhile)
         self._watch = Watch(scene_, self)
         self.loaded()
 
     def close(self) -> None:
         """Give everything back; words that were being written are kept, marked incomplete."""
         self._watch.stop()
+        self.gpu.close()
         for case in self.cases.values():
             if (
                 case.words
@@ -66,11 +73,6 @@ class Panel(Sight):
     def state(self) -> State:
         """All that the view draws."""
         return state_of(self)
-
-    def text(self) -> str:
-        """Report and chat with where they come from, to be copied."""
-        case = self.case
-        return "\n\n".join(results.for_people(kept) for kept in case.kept) if case else ""
 
     # ---- Choosing --------------------------------------------------------------------------------------------------
 
@@ -92,6 +94,8 @@ class Panel(Sight):
     def set(self, **changes: Any) -> None:
         """Change settings by name, see `Settings`."""
         self._settle(**changes)
+        if changes.keys() & {"model", "precision"}:
+            self.gpu.ask()
         if changes.keys() & {"opacity", "threshold"}:
             overlay.restyle(self.scene, self.look)
         if "method" in changes and (case := self.case) is not None and case.heat is not None:
@@ -158,6 +162,7 @@ class Panel(Sight):
         self.client.free()
         for case in self.cases.values():
             case.asking, case.words = [], ""
+        self.gpu.ask()
         self.status, self.progress = "", None
 
     def _agree(self, question: str, then: Callable[[], None]) -> None:
@@ -207,32 +212,6 @@ class Panel(Sight):
             results.keep(self.scene, scan, number, kept)
         if not self.client.running.busy or not case.asking:
             self.status, self.progress = "", None
-
-    # ---- The radiologist's text ------------------------------------------------------------------------------------
-
-    @said
-    def edit(self, findings: str, impression: str) -> None:
-        """What the radiologist has made of the report; the draft is kept beside it."""
-        case = self.case
-        if case is None or case.report is None:
-            return
-        kept = case.kept[case.report]
-        same = transcript.sections(kept.turn.reading.text) == (findings.strip(), impression.strip())
-        edited = None if same else transcript.together(findings, impression)
-        if edited != kept.edited:
-            kept.edited = edited
-            results.rewrite(self.scene, self._node(case), case.report, kept)
-
-    @said
-    def save(self, path: Path) -> None:
-        """Write report and chat, with where they come from, as a text file."""
-        try:
-            write_whole({Path(path): self.text().encode()})
-        except OSError as error:
-            raise ReaderError(
-                f"The text could not be saved ({error.strerror or error}). It is still here and in the scene. "
-                "Choose another place or make room."
-            ) from error
 
     # ---- What happens to the scene, see `Watch` --------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ class Settings:
     """Times an even spread below which nothing is drawn."""
     context: str = ""
     """What a question is about: "" the whole scan, a plane's name, or "region"."""
+    kinds: str = "pdf text"
+    """What a report is exported as, see `export.writing`; separated by spaces."""
     turn: int = -1
     """Of the shown heatmap: which turn of the chat; -1 where none is shown."""
     start: int = 0

@@ -90,6 +90,10 @@ Constraint = Callable[[Tensor, Tensor], Tensor]
 """(1, n) tokens written so far and (1, vocabulary) scores -> scores, -inf for what may not come: as LogitsProcessor."""
 
 
+def nothing() -> None:
+    """For who does not want to know."""
+
+
 def never() -> bool:
     """Whether to stop: no."""
     return False
@@ -150,12 +154,14 @@ class Reader:
         options: Options = USUAL,
         stopped: Callable[[], bool] = never,
         constrain: Constraint | None = None,
+        looking: Callable[[], None] = nothing,
     ) -> Iterator[str | Reading]:
         """The words of the answer as they come, and last the `Reading`.
 
         `stopped` is looked at before every word, and before every part of the network while the prompt is read; once
         it says True the reading ends, marked incomplete. Of what the last answer's prompt and this one begin with
-        alike, nothing is read again. `constrain` says before each word which tokens may come.
+        alike, nothing is read again. `constrain` says before each word which tokens may come. `looking` is called after
+        the last word, before it is worked out where the model looked.
         """
         if not question.strip():
             raise ReaderError("The question is empty. Type one, for example: Is there a nodule in the right lung?")
@@ -176,7 +182,10 @@ class Reader:
         if rest := answer.finish():
             yield rest
         timings = {"answer": time.monotonic() - began}
-        traces = self._traces(seen, messages, answer, stopped) if options.heatmaps and not stopped() else ()
+        traces: tuple[Trace, ...] = ()
+        if options.heatmaps and not stopped():
+            looking()
+            traces = self._traces(seen, messages, answer, stopped)
         timings["heatmaps"] = time.monotonic() - began - timings["answer"]
         yield Reading(
             question.strip(), answer.text, answer.complete, traces, seen.token_map.grids, self.model.name,

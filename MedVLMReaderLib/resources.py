@@ -26,6 +26,14 @@ def resource(name: str) -> Path:
     return path
 
 
+def manual_folder() -> Path:
+    """Where the pages of the documentation lie, as Markdown. Raises ReaderError where they did not come along."""
+    for folder in (LIBRARY / "docs", LIBRARY.parent / "docs"):
+        if (folder / "index.md").is_file():
+            return folder
+    raise ReaderError("The manual did not come with this installation. Read it in the repository, below docs.")
+
+
 def resources_folder() -> Path:
     """Where the shipped files lie.
 

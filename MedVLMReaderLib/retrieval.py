@@ -22,7 +22,7 @@ from torch import Tensor
 from MedVLMReaderLib import ReaderError, dicom, files, hub
 from MedVLMReaderLib.block import BlockRecipe
 from MedVLMReaderLib.choice import chosen_device
-from MedVLMReaderLib.dicom_slices import is_dicom
+from MedVLMReaderLib.dicom import is_dicom
 from MedVLMReaderLib.files import BESIDE, SCANS
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models import CARDS, PAIRS

@@ -7,9 +7,9 @@ import numpy as np
 from MedVLMReaderLib import ReaderError, curves, overlay, transcript
 from MedVLMReaderLib.case import Case, heat_of, montage
 from MedVLMReaderLib.ground import Ground, said
-from MedVLMReaderLib.reading import Reading, Span
-from MedVLMReaderLib.worker.client import history_of
+from MedVLMReaderLib.reading import Span
 from MedVLMReaderLib.worker.events import Cancelled, Event, Failed, Heatmap, Prepared, Progress, Started, Verified
+from MedVLMReaderLib.worker.plain import history_of, recorded
 
 
 class Sight(Ground):
@@ -22,7 +22,9 @@ class Sight(Ground):
         if case is None:
             return
         self.message = ""
-        if link.ras is not None:
+        if link.verify:
+            self._verify(case)
+        elif link.ras is not None:
             self._jump(case, np.array(link.ras), case.moved)
         elif link.turn < len(case.kept) and 0 <= link.span[0] < link.span[1] <= len(case.kept[link.turn].text):
             self._look(case, link.turn, link.span)
@@ -93,7 +95,9 @@ class Sight(Ground):
     @said
     def verify(self) -> None:
         """Ask whether the image supports the sentence whose heatmap is shown."""
-        case = self.case
+        self._verify(self.case)
+
+    def _verify(self, case: Case | None) -> None:
         if case is None or case.heat is None:
             raise ReaderError("No sentence is chosen. Click one first.")
         heat, history = case.heat, history_of(case.session, case.heat.turn)
@@ -129,13 +133,3 @@ class Sight(Ground):
             self.changed()
 
         self.client.prepared(self._study(case), on_event=heard)
-
-
-def recorded(reading: Reading, words: Span, method: str | None) -> bool:
-    """Whether a reading holds where the model looked for some words."""
-    return any(
-        start < words[1] and words[0] < stop
-        for trace in reading.traces
-        if method in (None, trace.method)
-        for start, stop in trace.spans
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from MedVLMReaderLib import transcript
-from MedVLMReaderLib.case import memory_line
+from MedVLMReaderLib.needs import loaded_line, memory_line
 from MedVLMReaderLib.results import provenance
 from MedVLMReaderLib.worker.events import Stage
 
@@ -17,6 +17,7 @@ STAGES: dict[Stage, str] = {
     "program": "Starting the reader", "download": "Fetching the model", "model": "Loading the model",
     "study": "Looking at the scan", "answer": "Writing", "heatmap": "Working out where it looked",
     "verification": "Asking whether the image supports it", "preparation": "Preparing pictures",
+    "export": "Exporting",
 }  # fmt: skip
 
 
@@ -28,8 +29,13 @@ class State:
     can_ask: bool = False
     can_stop: bool = False
     can_verify: bool = False
+    can_export: bool = False
+    can_read_many: bool = False
     has_text: bool = False
     message: str = ""
+    """What went wrong, and what to do."""
+    note: str = ""
+    """What was done."""
     confirm: str = ""
     """A question for yes or no, see `Panel.agree`."""
     status: str = ""
@@ -51,11 +57,11 @@ class State:
 def state_of(panel: Panel) -> State:
     """What there is to see now."""
     case, busy = panel.case, panel.client.busy
-    choice = panel.settings
     common = State(
         can_read=case is not None and not case.asking, can_ask=case is not None, can_stop=busy,
-        message=panel.message, confirm=panel.confirm, status=panel.status if busy else "",
-        progress=panel.progress if busy else None, memory=memory_line(choice.model, choice.precision),
+        message=panel.message, confirm=panel.confirm, status=_status(panel) if busy else "",
+        progress=panel.progress if busy else None, memory=_memory(panel), note=panel.note,
+        can_read_many=not panel.reading_many,
     )  # fmt: skip
     if case is None:
         return common
@@ -69,8 +75,23 @@ def state_of(panel: Panel) -> State:
         report = transcript.report(number, draft, chosen)
     last = case.kept[-1].turn.reading if case.kept else None
     return replace(
-        common, can_verify=case.heat is not None and not case.asking, has_text=bool(case.kept), report=report,
+        common, can_verify=case.heat is not None and not case.asking, has_text=bool(case.kept),
+        can_export=bool(case.kept) and not case.asking, report=report,
         findings=findings, impression=impression, edited=draft is not None and draft.edited is not None,
         chat=transcript.chat(case.kept, chosen, asking, "" if reading_now else case.words),
         provenance=provenance(last) if last else "", heat=case.heat.line if case.heat else "", verdict=case.verdict,
     )  # fmt: skip
+
+
+def _status(panel: Panel) -> str:
+    """What is being done, and how many questions wait behind it."""
+    waiting = sum(len(case.asking) for case in panel.cases.values()) - 1
+    return f"{panel.status} ({waiting} more in line)" if panel.status and waiting > 0 else panel.status
+
+
+def _memory(panel: Panel) -> str:
+    """What the chosen model needs; once it is in memory, where."""
+    chosen, loaded = panel.settings, panel.client.loaded
+    if loaded is not None and panel.is_loaded:
+        return loaded_line(loaded.precision, loaded.device, panel.gpu.found)
+    return memory_line(chosen.model, chosen.precision, panel.gpu.found)

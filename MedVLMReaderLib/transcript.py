@@ -17,16 +17,18 @@ _HEADING = re.compile(
     r"^[ \t*#]*(findings|impressions?|conclusions?)[*]*[ \t]*:[ \t]*[*]*", re.IGNORECASE | re.MULTILINE
 )
 NOTE = '<p style="background-color: #fff4d6; color: #1c1c1c">{}</p>'
+VERIFY = "verify:"
 CHOSEN = "background-color: #f8d98a; color: #1c1c1c"
 
 
 @dataclass(frozen=True)
 class Link:
-    """What was clicked: a stretch of a turn's text, or a place."""
+    """What was clicked: a stretch of a turn's text, a place, or the question whether the image supports the text."""
 
     turn: int = -1
     span: Span = (0, 0)
     ras: tuple[float, float, float] | None = None
+    verify: bool = False
 
 
 def link(address: str) -> Link:
@@ -37,6 +39,8 @@ def link(address: str) -> Link:
     if found := _PLACE.fullmatch(address):
         r, a, s = (float(part) for part in found.groups())
         return Link(ras=(r, a, s))
+    if address == VERIFY:
+        return Link(verify=True)
     raise ReaderError(
         f"'{address[:60]}' is no place in this scan. Only sentences and places (ras:x,y,z) can be clicked."
     )
@@ -50,6 +54,8 @@ def linked(text: str, turn: int, chosen: Span | None = None) -> str:
         style = f' style="{CHOSEN}"' if chosen == (start, stop) else ' style="color: palette(text)"'
         parts.append(f'<a href="sentence:{turn}/{start}-{stop}"{style}>{plain(text[start:stop])}</a>')
         parts += [f' <a href="{found[0]}">&#8982;</a>' for found in _PLACE.finditer(text[start:stop])]
+        if chosen == (start, stop):
+            parts.append(f' <small><a href="{VERIFY}">supported by the image?</a></small>')
         at = stop
     return "".join([*parts, plain(text[at:])])
 
@@ -72,15 +78,13 @@ def _turn(number: int, kept: Kept, chosen: tuple[int, Span] | None) -> str:
     cut = "" if kept.turn.reading.complete else " <i>[cut off]</i>"
     return (
         f"<p><b>{plain(kept.turn.question)}</b></p><p>{linked(kept.text, number, marked)}{cut}</p>"
-        f'<p><small style="color: gray">{plain(provenance(kept.turn.reading))}</small></p>'
+        f"<p><small>{plain(provenance(kept.turn.reading))}</small></p>"
     )
 
 
 def report(number: int, kept: Kept, chosen: tuple[int, Span] | None = None) -> str:
     """The draft with its notes and where it comes from."""
-    notes = "".join(
-        f'<p style="background-color: #fff4d6; color: #1c1c1c">{plain(one)}</p>' for one in kept.turn.reading.notes
-    )
+    notes = "".join(NOTE.format(plain(one)) for one in kept.turn.reading.notes)
     marked = chosen[1] if chosen and chosen[0] == number else None
     return f"{notes}<p>{linked(kept.text, number, marked)}</p>"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from MedVLMReaderLib.batch import Desk, Settings, here, read_all
+from MedVLMReaderLib.batch.shelf import shelf
+from MedVLMReaderLib.batch.studies import studies_of
 from MedVLMReaderLib.reader import Options, Reader, load
-from MedVLMReaderLib.shelf import shelf
-from MedVLMReaderLib.studies import studies_of
 
 QUESTIONS = ("Describe the findings.", "Is there a nodule?")
 

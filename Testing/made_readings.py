@@ -28,10 +28,11 @@ SECRETS = ("Doe", "Quincy", "MRN-00417", "19530709", "ACC-9931", "House", "Grego
 
 
 def write_scan(
-    folder: Path, axes: Sequence[int] = (2, 1, 0), signs: Sequence[int] = (-1, 1, -1), **tags: Any
-) -> Volume:
+    folder: Path, axes: Sequence[int] = (2, 1, 0), signs: Sequence[int] = (-1, 1, -1),
+    shape: tuple[int, int, int] = (6, 9, 11), **tags: Any,
+) -> Volume:  # fmt: skip
     """A turned and flipped CT series of one patient; the volume that the reader makes of it."""
-    grid = oblique_grid(axes=axes, signs=signs)
+    grid = oblique_grid(shape, axes=axes, signs=signs)
     who = {"StudyInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid(), "SliceThickness": "4", **WHO}
     write_series(folder, tissue(grid.shape), grid, **{**who, **tags})
     return dicom.read_series(folder)

@@ -23,6 +23,8 @@ class SmallHub:
     repository: str = "clinic/tiny"
     commit: str = COMMIT
     gated: bool = False
+    licence: str = ""
+    """As the model's page names it."""
     token: str = ""
     """Without it a gated model's files are refused."""
     cut_after: int | None = None
@@ -65,6 +67,7 @@ class SmallHub:
             one = {"rfilename": file.name, "size": size, "blobId": "0" * 40 if large else key}
             siblings.append(one | ({"lfs": {"sha256": key, "size": size, "pointerSize": 130}} if large else {}))
         content = {"id": self.repository, "sha": self.commit, "siblings": siblings, "gated": self.gated, "tags": []}
+        content |= {"cardData": {"license": self.licence}} if self.licence else {}
         return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
 
     def _tree(self) -> list[dict[str, object]]:

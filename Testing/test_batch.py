@@ -18,17 +18,18 @@ import pytest
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.batch import Desk, Progress, Report, Settings, here, read_all
+from MedVLMReaderLib.batch.shelf import FolderShelf, shelf
+from MedVLMReaderLib.batch.studies import AnyStudy, given, of_csv, studies_of
 from MedVLMReaderLib.cli import main
 from MedVLMReaderLib.reader import Options, Reader, load
 from MedVLMReaderLib.reading import Reading
-from MedVLMReaderLib.shelf import FolderShelf, shelf
-from MedVLMReaderLib.studies import AnyStudy, given, of_csv, studies_of
 from MedVLMReaderLib.volume import Volume
 from Testing.batch_scans import DAMAGES, write_dicom, write_studies
 from Testing.tiny_model import TINY_TEXT
 from Testing.tiny_scan import tiny_scan, write_tiny_scan
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = ("--no-heatmaps", "--longest", 3)
 QUICK = Options(heatmaps=False, longest=4)
 
 
@@ -56,6 +57,11 @@ def run(*words: object) -> int:
     return main([str(word) for word in words])
 
 
+def command(model: object, place: Path) -> tuple[object, ...]:
+    """The words that read `place`/in into `place`/out."""
+    return "batch", place / "in", "--model", model, "--out", place / "out"
+
+
 def kept(folder: Path) -> dict[str, bytes]:
     """All files but those that say when and how fast, and the lock."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -79,7 +85,7 @@ def test_a_folder_of_studies_becomes_readings_a_table_and_a_page(
     write_studies(tmp_path / "in", 2, 0)
     write_dicom(tmp_path / "in" / "dicom")
     out = tmp_path / "out"
-    assert run("batch", tmp_path / "in", "--model", tiny_model, "--out", out, "--pictures", "--threads", 1) == 0
+    assert run(*command(tiny_model, tmp_path), "--pictures", "--threads", 1) == 0
     assert "3 studies read, 0 failed" in capsys.readouterr().out
     rows = table(out)
     assert [row["state"] for row in rows] == ["read"] * 3
@@ -97,17 +103,7 @@ def test_a_folder_of_studies_becomes_readings_a_table_and_a_page(
 def test_every_question_of_a_file_is_asked_of_every_study(tiny_model: Path, tmp_path: Path) -> None:
     write_studies(tmp_path / "in", 2, 0)
     (tmp_path / "questions.txt").write_text("# two\nIs there a nodule?\n\nIs there a stone?\n")
-    words = (
-        "batch",
-        tmp_path / "in",
-        "--model",
-        tiny_model,
-        "--out",
-        tmp_path / "out",
-        "--no-heatmaps",
-        "--longest",
-        3,
-    )
+    words = (*command(tiny_model, tmp_path), *SHORT)
     assert run(*words, "--questions", tmp_path / "questions.txt") == 0
     rows = table(tmp_path / "out")
     assert [(row["number"], row["question"]) for row in rows] == [
@@ -189,21 +185,11 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(
 ) -> None:
     import signal
 
-    from MedVLMReaderLib.commands import batch as command
+    from MedVLMReaderLib.commands import batch as commands
 
     write_studies(tmp_path / "in", 6, 0)
-    words = (
-        "batch",
-        tmp_path / "in",
-        "--model",
-        tiny_model,
-        "--out",
-        tmp_path / "out",
-        "--no-heatmaps",
-        "--longest",
-        3,
-    )
-    shown = command._left
+    words = (*command(tiny_model, tmp_path), *SHORT)
+    shown = commands._left
     with monkeypatch.context() as patch:
         asked: list[float] = []
 
@@ -213,7 +199,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(
                 signal.raise_signal(signal.SIGINT)
             return shown(left)
 
-        patch.setattr(command, "_left", interrupting)
+        patch.setattr(commands, "_left", interrupting)
         assert run(*words) == 130
     assert run(*words) == 0
     assert "still to be read: start the same command again" in capsys.readouterr().out
@@ -226,9 +212,9 @@ def test_killed_at_ten_random_moments_the_readings_are_those_of_an_undisturbed_r
     tiny_model: Path, tmp_path: Path
 ) -> None:
     write_studies(tmp_path / "in", 12, 10)
-    command = [sys.executable, "-m", "Testing.kill_batch", str(tmp_path / "in"), str(tiny_model)]
+    killer = [sys.executable, "-m", "Testing.kill_batch", str(tmp_path / "in"), str(tiny_model)]
     for out, kills in (("killed", 10), ("whole", 0)):
-        done = subprocess.run([*command, str(tmp_path / out), str(kills)], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([*killer, str(tmp_path / out), str(kills)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert kills == 0 or int(done.stdout) >= 5
     assert kept(tmp_path / "killed") == kept(tmp_path / "whole")
@@ -274,8 +260,7 @@ def test_ten_kinds_of_damage_cost_nothing_but_themselves_and_say_what_is_wrong(
 ) -> None:
     write_studies(tmp_path / "in", 5, 10)
     out = tmp_path / "out"
-    words = ("batch", tmp_path / "in", "--model", tiny_model, "--out", out, "--no-heatmaps", "--longest", 3)
-    assert run(*words) == 1
+    assert run(*command(tiny_model, tmp_path), *SHORT) == 1
     errors = {path.parent.name: json.loads(path.read_bytes())["error"] for path in out.glob("*/error.json")}
     assert len(errors) == 10
     assert len(list(out.glob("*/reading.json"))) == 5
@@ -386,7 +371,7 @@ def test_names_of_patients_in_paths_are_in_no_file_and_no_folder(
     write_dicom(tmp_path / "in" / "Miller^Max", 1, PatientName="Miller^Max", PatientID="4711")
     (tmp_path / "in" / "Poe^Ed").mkdir()
     (tmp_path / "in" / "Poe^Ed" / "Poe.dcm").write_bytes(b"")
-    words = ("batch", tmp_path / "in", "--model", tiny_model, "--out", tmp_path / "out", "--longest", 3, "--pictures")
+    words = (*command(tiny_model, tmp_path), "--longest", 3, "--pictures")
     assert run(*words) == 1
     said = capsys.readouterr()
     everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -428,8 +413,7 @@ def test_a_csv_names_scans_from_its_own_folder_with_ids_of_its_own(reader: Reade
 def test_a_questions_file_without_a_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_studies(tmp_path / "in", 1, 0)
     (tmp_path / "questions.txt").write_text("# none\n")
-    words = ("batch", tmp_path / "in", "--out", tmp_path / "out", "--questions", tmp_path / "questions.txt")
-    assert run(*words) == 1
+    assert run(*command("built-in", tmp_path), "--questions", tmp_path / "questions.txt") == 1
     assert "holds no question" in capsys.readouterr().err
 
 

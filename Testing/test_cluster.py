@@ -12,10 +12,10 @@ import pytest
 
 from MedVLMReaderLib import ReaderError, cluster
 from MedVLMReaderLib.batch import Desk, Outcome, Progress, Report, here, read_all
-from MedVLMReaderLib.cluster import LOCAL, Cluster, ReaderSpec
+from MedVLMReaderLib.batch.cluster import LOCAL, Cluster, ReaderSpec
+from MedVLMReaderLib.batch.shelf import shelf
+from MedVLMReaderLib.batch.studies import studies_of
 from MedVLMReaderLib.reader import load
-from MedVLMReaderLib.shelf import shelf
-from MedVLMReaderLib.studies import studies_of
 from Testing.batch_scans import write_studies
 from Testing.test_batch import kept
 

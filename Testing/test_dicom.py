@@ -14,7 +14,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.dicom import list_series, read_series
-from MedVLMReaderLib.dicom_slices import header_of
+from MedVLMReaderLib.dicom.slices import header_of
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.geometry import Grid
 from Testing.made_scans import (
@@ -451,7 +451,7 @@ def test_slice_that_may_not_be_read_is_left_out_and_told(tmp_path, monkeypatch):
     first = min(tmp_path.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])
     allowed = os.access
     monkeypatch.setattr("os.access", lambda path, mode: path != first and allowed(path, mode))
-    monkeypatch.setattr("MedVLMReaderLib.dicom_slices.header_of", _locked(first))
+    monkeypatch.setattr("MedVLMReaderLib.dicom.slices.header_of", _locked(first))
     volume = read(tmp_path)
     assert volume.grid.shape[0] == SHAPE[0] - 1
     assert volume.notes == ("1 file in the folder could not be read and was left out.",)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.batch.studies import studies_of
 from MedVLMReaderLib.cli import main
-from MedVLMReaderLib.dicom_index import Index, chosen_series
-from MedVLMReaderLib.studies import studies_of
+from MedVLMReaderLib.dicom.chosen import chosen_series
+from MedVLMReaderLib.dicom.index import Index
 from Testing.batch_scans import write_dicom
 from Testing.made_scans import changed, oblique_grid, tissue, write_series
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.batch.studies import studies_of
 from MedVLMReaderLib.cli import main
-from MedVLMReaderLib.dicomweb import WebStudy, studies_at
-from MedVLMReaderLib.studies import studies_of
+from MedVLMReaderLib.dicom.web import WebStudy, studies_at
 from Testing.batch_scans import write_dicom
 from Testing.made_scans import write_series
 from Testing.orthanc import missing, server

@@ -18,7 +18,7 @@ from pydicom.uid import generate_uid
 from MedVLMReaderLib import ReaderError, dicom
 from MedVLMReaderLib.export.fhir import diagnostic_report
 from MedVLMReaderLib.export.source import files_of, source_of
-from MedVLMReaderLib.export.sr import report_from
+from MedVLMReaderLib.export.sr_back import report_from
 from MedVLMReaderLib.export.writing import DICOM, KINDS, Draft, export, files
 from MedVLMReaderLib.listing import listed
 from MedVLMReaderLib.reading import Reading

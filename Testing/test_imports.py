@@ -52,8 +52,14 @@ RULES = {
     "stack": Rule("geometry", "numpy", "SimpleITK"),
     "nifti": Rule("geometry voxels", "numpy"),
     "files": Rule("geometry volume voxels stack nifti dicom", "numpy", "SimpleITK"),
-    "dicom": Rule("geometry volume voxels stack dicom_slices", "numpy"),
-    "dicom_slices": Rule("geometry voxels", "numpy", "pydicom"),
+    "dicom": Rule("dicom.folder dicom.series dicom.slices"),
+    "dicom.slices": Rule("geometry", "numpy", "pydicom"),
+    "dicom.pixels": Rule("geometry voxels dicom.slices", "numpy", "pydicom"),
+    "dicom.series": Rule("geometry volume voxels stack dicom.pixels dicom.slices", "numpy"),
+    "dicom.folder": Rule("geometry volume voxels dicom.series dicom.slices", "numpy"),
+    "dicom.chosen": Rule("dicom.series dicom.slices room stack volume", "numpy"),
+    "dicom.index": Rule("dicom.chosen dicom.pixels dicom.series dicom.slices thumbnail volume", "numpy"),
+    "dicom.web": Rule("dicom.chosen dicom.series dicom.slices room volume", inside="dicomweb_client pydicom requests"),
     "study": Rule("geometry volume", "numpy"),
     "mrml": Rule("geometry", "numpy vtkmodules"),
     "scene": Rule("geometry mrml place volume voxels", "numpy vtkmodules"),
@@ -63,17 +69,24 @@ RULES = {
     "parameters": Rule("mrml"),
     "results": Rule("geometry mrml place reading session", "numpy"),
     "transcript": Rule("reading results"),
-    "case": Rule(
-        "geometry heatmap memory models pictures reading results session slices volume", "numpy", ours_inside="hub"
+    "case": Rule("geometry heatmap models pictures reading results session slices volume", "numpy"),
+    "gpu": Rule(),
+    "needs": Rule("gpu memory models", ours_inside="hub"),
+    "state": Rule("needs results transcript worker worker.events"),
+    "ground": Rule("case gpu mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
+    "sight": Rule("case curves ground overlay reading transcript worker worker.events worker.plain", "numpy"),
+    "paper": Rule(
+        "case ground mrml reading report results scene sight state transcript worker worker.events",
+        ours_inside="export.source",
     ),
-    "state": Rule("case results transcript worker worker.events"),
-    "ground": Rule("case mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
-    "sight": Rule("case curves ground overlay reading transcript worker worker.client worker.events", "numpy"),
+    "many": Rule("ground mrml needs paper scene study worker worker.client worker.logic", ours_inside="batch.studies"),
     "panel": Rule(
-        "case ground mrml overlay parameters place reading results scene session sight state transcript watch worker "
-        "worker.client worker.events",
+        "case ground many mrml needs overlay parameters place reading results scene session sight state watch worker "
+        "worker.client worker.events worker.plain",
         "numpy",
     ),
+    "drawing": Rule("curves panel parameters state volume"),
+    "console": Rule("many mrml reading scene volume worker worker.client worker.logic worker.plain"),
     "truth": Rule(),
     "shapes": Rule("geometry", "numpy"),
     "anatomy": Rule("geometry volume truth shapes", "numpy scipy"),
@@ -123,18 +136,26 @@ RULES = {
     "stopping": Rule("study", "torch"),
     "sinks": Rule("", "torch"),
     "prefix": Rule("memory study", "torch transformers"),
-    "shelf": Rule("reading", inside="fsspec"),
     "room": Rule("memory"),
-    "host": Rule(),
     "thumbnail": Rule("geometry volume", "numpy", "PIL"),
-    "sentence_pictures": Rule("pictures reading report_page volume"),
-    "failure": Rule("shelf"),
-    "summary": Rule("report_page shelf", inside="pyarrow"),
-    "dicom_index": Rule("dicom dicom_slices room stack thumbnail volume", "numpy"),
-    "dicomweb": Rule("dicom dicom_index dicom_slices room volume", inside="dicomweb_client pydicom requests"),
-    "studies": Rule("dicom_index files room volume"),
-    "batch": Rule("failure host reading shelf study thumbnail volume", ours_inside="sentence_pictures summary"),
-    "cluster": Rule("batch failure shelf", inside="ray torch", ours_inside="reader"),
+    "batch": Rule("batch.desk batch.rounds"),
+    "batch.shelf": Rule("reading", inside="fsspec"),
+    "batch.host": Rule(),
+    "batch.exporting": Rule(
+        "batch.failure batch.shelf reading", ours_inside="export.source export.writing listing report"
+    ),
+    "batch.sentence_pictures": Rule("pictures reading report_page volume"),
+    "batch.failure": Rule("batch.shelf"),
+    "batch.summary": Rule("report_page batch.exporting batch.shelf", inside="pyarrow"),
+    "batch.studies": Rule("dicom dicom.chosen dicom.index files room volume"),
+    "batch.desk": Rule(
+        "batch.failure batch.host batch.shelf dicom reading study thumbnail volume",
+        ours_inside="batch.exporting batch.sentence_pictures",
+    ),
+    "batch.rounds": Rule("batch.desk batch.exporting batch.shelf", ours_inside="batch.summary"),
+    "batch.cluster": Rule(
+        "batch.desk batch.failure batch.rounds batch.shelf", inside="ray torch", ours_inside="reader"
+    ),
     "place": Rule("geometry volume", "numpy"),
     "options": Rule(),
     "session": Rule("geometry volume study reading place"),
@@ -144,13 +165,15 @@ RULES = {
         "geometry volume study options place reading session memory prefix stopping choice chat reader worker "
         "worker.protocol worker.serving",
         "torch",
+        ours_inside="worker.exporting",
     ),
+    "worker.exporting": Rule("export export.source export.writing listing report worker worker.protocol"),
     "worker.*": Rule(
         "geometry volume study options place reading session verdict worker worker.client worker.events "
-        "worker.failures worker.folder worker.jobs worker.program worker.protocol worker.running worker.serving "
-        "worker.transport worker.blocking worker.logic",
+        "worker.failures worker.folder worker.jobs worker.plain worker.program worker.protocol worker.running "
+        "worker.serving worker.transport worker.blocking worker.logic",
         "numpy",
-        ours_inside="worker.answering batch shelf studies",
+        ours_inside="worker.answering worker.exporting batch batch.shelf batch.studies",
     ),
     "reader": Rule(
         f"{GROUND} {LEARNED} heatmap calibration looking relevance verification",
@@ -158,7 +181,7 @@ RULES = {
         ours_inside="models.*",
     ),
     "retrieval": Rule(
-        "block choice dicom dicom_slices files geometry hub models reading volume weights",
+        "block choice dicom files geometry hub models reading volume weights",
         "numpy torch",
         ours_inside="models.*",
     ),
@@ -170,7 +193,7 @@ RULES = {
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
-        "accelerate monai ot peft tensorboard",
+        "accelerate huggingface_hub monai ot peft tensorboard",
     ),
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
@@ -203,18 +226,27 @@ RULES = {
     "report_pdf": Rule("geometry report", inside="reportlab matplotlib fontTools"),
     "constrained": Rule("reader reading structured study", "torch transformers regex"),
     "export": Rule(),
-    "export.identity": Rule("dicom_slices", inside="pydicom"),
-    "export.source": Rule("dicom export export.identity reading volume", inside="pydicom"),
+    "export.identity": Rule("dicom.slices", inside="pydicom"),
+    "export.source": Rule("dicom export export.identity reading volume", "numpy", inside="pydicom"),
     "export.*": Rule(
         "dicom geometry heatmap pictures reading report structured volume export export.*",
         "numpy",
-        inside="pydicom highdicom fhir pynetdicom",
+        inside="pydicom highdicom fhir pynetdicom dicomweb_client requests",
         ours_inside="report_pdf",
     ),
     "check": Rule("geometry volume files reading resources", "numpy"),
+    "install": Rule(),
+    "install.child": Rule(inside="pip"),  # runs alone in the Python that is set up
+    "install.pytorch_child": Rule(inside="PyTorchUtils"),  # runs alone in Slicer's Python
+    "install.fetching": Rule("install install.child", inside="huggingface_hub", ours_inside="download hub models"),
+    "install.collection": Rule(
+        "hub install install.child install.pip_words install.plan models worker worker.transport"
+    ),
+    "install.*": Rule("resources install install.* worker worker.transport"),
     "cli": Rule("commands", inside="*", ours_inside="*"),
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),
+    "commands.ms_vlm": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),
@@ -324,7 +356,7 @@ def test_a_late_import_is_told_from_an_early_one_and_from_one_for_the_type_check
 
 
 def may_load(module: str) -> set[str]:
-    """The heavy packages that come with a module: its own, and those of the modules it may import."""
+    """The heavy packages that come with a module: its own, its package's, and those of the modules it may import."""
     reached: set[str] = set()
     waiting = [module]
     while waiting:
@@ -334,6 +366,7 @@ def may_load(module: str) -> set[str]:
         reached.add(name)
         rule = rule_for(name)
         waiting += [other for other in MODULES if rule and fits(other, rule.ours)]
+        waiting += [name.rpartition(".")[0]] if "." in name else []
     rules = [rule for name in reached if (rule := rule_for(name))]
     return {package for package in HEAVY if any(fits(package, rule.theirs) for rule in rules)}
 

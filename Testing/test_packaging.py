@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,13 @@ macro(slicerMacroBuildScriptedModule)
   endforeach()
   install(DIRECTORY ${installed} DESTINATION ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR} COMPONENT RuntimeLibraries)
 endmacro()
+macro(slicer_add_python_unittest)
+  cmake_parse_arguments(MY "" "SCRIPT" "" ${ARGN})
+  if(MY_UNPARSED_ARGUMENTS OR NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${MY_SCRIPT})
+    message(FATAL_ERROR "no unit test: ${ARGN}")
+  endif()
+  file(APPEND ${CMAKE_BINARY_DIR}/unittests.txt "${MY_SCRIPT}\n")
+endmacro()
 """
 
 
@@ -87,7 +95,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("setup.py", "pyproject.toml", "LICENSE.txt", "CMakeLists.txt"):
         shutil.copy(ROOT / name, copy)
-    for name in ("MedVLMReader", "MedVLMReaderLib", "Resources", "Testing"):
+    for name in ("MedVLMReader", "MedVLMReaderLib", "Resources", "Testing", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "Resources" / MADE).parent.mkdir(parents=True)
     (copy / "Resources" / MADE).write_bytes(b"made")
@@ -143,14 +151,25 @@ def test_resources_are_found_from_an_installed_slicer_extension(checkout: Path, 
     (slicer / "SlicerConfig.cmake").write_text(SLICER)
     (slicer / "UseSlicer.cmake").write_text(USE_SLICER)
     (slicer / "Nothing.cmake").touch()
-    run("cmake", "-S", checkout, "-B", build, f"-DSlicer_DIR={slicer}", f"-DCMAKE_INSTALL_PREFIX={place}", cwd=tmp_path)
+    told = (f"-DSlicer_DIR={slicer}", f"-DCMAKE_INSTALL_PREFIX={place}", "-DBUILD_TESTING=ON")
+    run("cmake", "-S", checkout, "-B", build, *told, cwd=tmp_path)
+    assert (build / "unittests.txt").read_text().split() == ["MedVLMReader.py", "MedVLMReaderSampleTest.py"]
     run("cmake", "--build", build, cwd=tmp_path)
     run("cmake", "--install", build, cwd=tmp_path)
     for tree in (build, place):
         modules = tree / "lib/Slicer-5.10/qt-scripted-modules"
         (modules / "Resources").mkdir(exist_ok=True)  # the icons of all scripted modules
         check_resources(found_from(modules, tmp_path), modules / "MedVLMReaderLib", checkout)
+        assert (modules / "MedVLMReaderLib" / "docs" / "index.md").is_file()
         assert {path.name for path in modules.glob("*.py")} == {path.name for path in ROOT.glob("MedVLMReader/*.py")}
+
+
+def test_cmake_lists_every_other_file_of_the_module_and_no_other() -> None:
+    folder = ROOT / "MedVLMReader"
+    block = re.search(r"set\(MODULE_PYTHON_RESOURCES\n(.*?)  \)\n", (folder / "CMakeLists.txt").read_text(), re.DOTALL)
+    assert block is not None
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("Resources/**/*") if path.is_file()}
+    assert set(block[1].split()) == {name for name in there if not name.endswith(".svg")}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,4 +1,4 @@
-"""Sending to a real Orthanc on loopback: on the right patient; what breaks off goes on, and nothing is twice."""
+"""Sending to a real Orthanc on loopback, both ways: right patient; what breaks off goes on, and nothing is twice."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ pytest.importorskip("pynetdicom", reason="pynetdicom is not installed")
 
 from MedVLMReaderLib import ReaderError, dicom
 from MedVLMReaderLib.cli import main
-from MedVLMReaderLib.export import sending
-from MedVLMReaderLib.export.sending import FILE, Sent, Target, send
+from MedVLMReaderLib.export.cstore import CALLER, Target
+from MedVLMReaderLib.export.sending import FILE, Sent, send, target_of
 from MedVLMReaderLib.export.source import source_of
+from MedVLMReaderLib.export.stow import WebTarget
 from MedVLMReaderLib.export.writing import DICOM, Draft, export
 from MedVLMReaderLib.report import report_of
 from Testing.made_readings import SECRETS, WHO, reading_of, write_scan
+from Testing.orthanc import PLUGIN, missing
 
 
 @dataclass
@@ -35,16 +37,21 @@ class Orthanc:
     folder: Path
     dicom_port: int
     web_port: int
+    way: str
+    """C-STORE or STOW-RS."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
-    def target(self) -> Target:
-        return Target("127.0.0.1", self.dicom_port, "ORTHANC")
+    def target(self) -> Target | WebTarget:
+        if self.way == "C-STORE":
+            return Target("127.0.0.1", self.dicom_port, "ORTHANC")
+        return WebTarget(f"http://127.0.0.1:{self.web_port}/dicom-web")
 
     def start(self) -> None:
         settings = {
             "StorageDirectory": str(self.folder / "db"), "IndexDirectory": str(self.folder / "db"),
-            "DicomPort": self.dicom_port, "HttpPort": self.web_port, "DicomAet": "ORTHANC", "Plugins": [],
+            "DicomPort": self.dicom_port, "HttpPort": self.web_port, "DicomAet": "ORTHANC",
+            "Plugins": [str(PLUGIN)] if self.way == "STOW-RS" else [], "DicomWeb": {"Root": "/dicom-web/"},
             "DicomAlwaysAllowFind": True, "DicomAlwaysAllowStore": True, "UnknownSopClassAccepted": True,
             "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "OverwriteInstances": False,
         }  # fmt: skip
@@ -89,22 +96,31 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.fixture
-def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
+@pytest.fixture(params=["C-STORE", "STOW-RS"])
+def orthanc(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Orthanc]:
     folder = tmp_path / "orthanc"
     folder.mkdir()
-    server = Orthanc(folder, free_port(), free_port())
+    if request.param == "STOW-RS" and missing():
+        pytest.skip(missing())
+    server = Orthanc(folder, free_port(), free_port(), request.param)
     server.start()
     yield server
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scan and all that is exported of it."""
+    folder = tmp_path_factory.mktemp("made")
+    reading = reading_of(write_scan(folder / "scan"))
+    export(Draft(report_of(reading), reading, source_of(reading, folder / "scan")), DICOM, folder / "out")
+    return folder
+
+
 @pytest.fixture
-def objects(tmp_path: Path) -> tuple[Path, ...]:
-    volume = write_scan(tmp_path / "scan")
-    reading = reading_of(volume)
-    draft = Draft(report_of(reading), reading, source_of(reading, tmp_path / "scan"))
-    return export(draft, DICOM, tmp_path / "out")
+def objects(made: Path, tmp_path: Path) -> tuple[Path, ...]:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tuple(sorted((tmp_path / "out").iterdir()))
 
 
 def test_everything_is_stored_and_fetched_on_the_right_patient_and_study(orthanc, objects, tmp_path):
@@ -167,14 +183,24 @@ def test_the_command_line_exports_and_sends(orthanc, tmp_path, capsys):
     assert len(orthanc.asked("/instances")) == 2
 
 
+@pytest.mark.parametrize("orthanc", ["STOW-RS"], indirect=True)
+def test_a_server_that_is_no_archive_is_told_and_says_no_name(orthanc, objects, tmp_path):
+    with pytest.raises(ReaderError, match=r"answers 404") as error:
+        send(objects, WebTarget(f"http://127.0.0.1:{orthanc.web_port}/nothing"), tmp_path / "out")
+    assert not any(secret in str(error.value) for secret in SECRETS)
+
+
 def test_a_damaged_journal_and_an_odd_target_are_told(tmp_path, objects):
     (tmp_path / "out" / FILE).write_text("[1")
     with pytest.raises(ReaderError, match="is damaged"):
         send(objects, Target("127.0.0.1", 1), tmp_path / "out")
-    for text in ("here", "a@b", "x:99999", "http://x/y:1 2", ""):
+    for text in ("here", "a@b", "x:99999", "ftp://x/y:1 2", ""):
         with pytest.raises(ReaderError, match="is no archive"):
-            Target.of(text)
+            target_of(text)
+    assert target_of(" https://pacs.example/dicom-web/ ") == WebTarget("https://pacs.example/dicom-web")
+    with pytest.raises(ReaderError, match="cannot be reached"):
+        send(objects, WebTarget("http://127.0.0.1:9/dicom-web"), tmp_path / "other")
     assert Target.of("PACS@[::1]:104") == Target("::1", 104, "PACS")
     assert Target.of("10.0.0.2:4242") == replace(Target("10.0.0.2", 4242))
-    assert sending.CALLER.isupper()
+    assert CALLER.isupper()
     assert dicom.is_dicom(objects[0])

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.commands import FINE, INTERRUPTED, WRONG
+from MedVLMReaderLib.commands.export import check_packages
 from MedVLMReaderLib.commands.terminal import Stop, bar, loaded, say, say_json, step, unwritable, warn
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.batch import Progress, Report, Rounds, Settings, Study
-    from MedVLMReaderLib.dicom_index import Index
-    from MedVLMReaderLib.shelf import Shelf
+    from MedVLMReaderLib.batch.shelf import Shelf
+    from MedVLMReaderLib.dicom.index import Index
 
 SHOWN = 10
 """Failed studies that are named on the terminal; summary.csv has all."""
@@ -37,10 +38,11 @@ def batch(arguments: Namespace) -> int:
     if arguments.out is None:
         raise ReaderError("Nothing is read without a place for it. Name a folder with --out, or look with --list.")
     from MedVLMReaderLib.batch import read_all
-    from MedVLMReaderLib.shelf import shelf
-    from MedVLMReaderLib.studies import questions_of
+    from MedVLMReaderLib.batch.shelf import shelf
+    from MedVLMReaderLib.batch.studies import questions_of
 
     questions = questions_of(arguments.questions) if arguments.questions else ()
+    check_packages(arguments.to)
     place = shelf(arguments.out)
     threads = _threads(arguments, place)
     with (
@@ -54,11 +56,11 @@ def batch(arguments: Namespace) -> int:
 
 
 def _studies(arguments: Namespace) -> Sequence[Study]:
-    from MedVLMReaderLib.studies import studies_of
+    from MedVLMReaderLib.batch.studies import studies_of
 
     where = str(arguments.input)
     if where.startswith(("http://", "https://")):
-        from MedVLMReaderLib.dicomweb import studies_at
+        from MedVLMReaderLib.dicom.web import studies_at
 
         step("Asking the server what it has ...")
         return studies_at(where, arguments.query, arguments.rule)
@@ -72,7 +74,7 @@ def _studies(arguments: Namespace) -> Sequence[Study]:
 
 def _index(folder: Path, path: Path | None) -> Index:
     """The index of a folder; in memory where its usual place cannot be written."""
-    from MedVLMReaderLib.dicom_index import Index, default_index
+    from MedVLMReaderLib.dicom.index import Index, default_index
 
     if path is not None:
         return Index(path)
@@ -98,14 +100,14 @@ def _way(
     from MedVLMReaderLib.batch import Desk, Settings, here
 
     if arguments.ray is not None:
-        from MedVLMReaderLib.cluster import Cluster, ReaderSpec
+        from MedVLMReaderLib.batch.cluster import Cluster, ReaderSpec
 
         spec = ReaderSpec(
             str(arguments.model), arguments.precision, arguments.device, arguments.revision, arguments.offline, threads,
             arguments.longest, not arguments.no_heatmaps,
         )  # fmt: skip
         with Cluster(arguments.ray, spec, arguments.workers) as cluster:
-            settings = replace(cluster.settings(questions), pictures=arguments.pictures)
+            settings = replace(cluster.settings(questions), pictures=arguments.pictures, to=arguments.to)
             yield cluster.rounds(str(arguments.out), settings), settings
         return
     reader = loaded(arguments.model, arguments)
@@ -117,8 +119,9 @@ def _way(
     options = Options(longest=arguments.longest, heatmaps=not arguments.no_heatmaps)
     model = reader.model
     settings = Settings(
-        model.name, model.revision, questions or (reader.report_request(),), options, threads, arguments.pictures
-    )
+        model.name, model.revision, questions or (reader.report_request(),), options, threads, arguments.pictures,
+        arguments.to,
+    )  # fmt: skip
     yield here(Desk(reader), place, settings), settings
 
 
@@ -144,6 +147,8 @@ def _shown(total: int, arguments: Namespace) -> Iterator[Any]:
             shown.update(now.done - shown.n)
             if now.last is not None and now.last.state == "failed" and now.failed <= SHOWN and not arguments.json:
                 warn(f"{now.last.study} failed: {now.last.why}")
+            if now.last is not None and now.last.refused and not arguments.json:
+                warn(f"{now.last.study} was not exported: {now.last.refused}")
 
         yield told
 
@@ -161,11 +166,12 @@ def _told(report: Report, arguments: Namespace) -> int:
     else:
         parts = [f"{report.read} studies read", f"{report.failed} failed"]
         parts += [f"{report.there} were there already"] if report.there else []
+        parts += [f"{report.refused} not exported"] if report.refused else []
         parts += [f"{report.missing} still to be read: start the same command again"] if report.missing else []
         say(f"{', '.join(parts)}. See summary.csv and index.html in {arguments.out}.")
     if report.stopped and report.missing:
         return INTERRUPTED
-    return WRONG if report.failed or report.missing else FINE
+    return WRONG if report.failed or report.refused or report.missing else FINE
 
 
 def _keep_names(path: Path, studies: Sequence[Study]) -> None:
@@ -195,7 +201,8 @@ def _listed(studies: Sequence[Study], arguments: Namespace) -> int:
 
 def index(arguments: Namespace) -> int:
     """List the DICOM series under a folder."""
-    from MedVLMReaderLib.dicom_index import Index, default_index, thinnest_axial
+    from MedVLMReaderLib.dicom.chosen import thinnest_axial
+    from MedVLMReaderLib.dicom.index import Index, default_index
 
     folder = arguments.folder.expanduser()
     if not folder.is_dir():

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.commands.terminal import check_writable, loaded, say, say_json, scan, step, unwritable
+from MedVLMReaderLib.commands.terminal import bar, check_writable, loaded, say, say_json, scan, step, unwritable
 
 if TYPE_CHECKING:
     from MedVLMReaderLib.export.source import Source
     from MedVLMReaderLib.export.writing import Draft
+    from MedVLMReaderLib.reader import Reader
     from MedVLMReaderLib.reading import Reading
     from MedVLMReaderLib.report import Report
+    from MedVLMReaderLib.study import Seen
     from MedVLMReaderLib.volume import Volume
 
 DICOM_KINDS = ("sr", "dicom-pdf", "sc", "pmap", "seg")
@@ -23,12 +26,12 @@ DICOM_KINDS = ("sr", "dicom-pdf", "sc", "pmap", "seg")
 
 def export(arguments: Namespace) -> None:
     """Write the files, and send what is DICOM where a target is named."""
-    from MedVLMReaderLib.export.sending import Target
+    from MedVLMReaderLib.export.sending import target_of
     from MedVLMReaderLib.export.writing import export as write
 
-    kinds = list(dict.fromkeys(arguments.to))
-    _check_packages(kinds, bool(arguments.send))
-    target = Target.of(arguments.send) if arguments.send else None
+    kinds = list(dict.fromkeys(kind for some in arguments.to for kind in some))
+    check_packages(kinds, bool(arguments.send))
+    target = target_of(arguments.send) if arguments.send else None
     if target and not set(kinds) & set(DICOM_KINDS):
         raise ReaderError(f"Only DICOM can be sent. Add one of {', '.join(DICOM_KINDS)} to --to.")
     reading, report = _opened(arguments)
@@ -45,13 +48,12 @@ def export(arguments: Namespace) -> None:
     _tell(found, arguments)
 
 
-_PACKAGES = {"highdicom": DICOM_KINDS, "fhir.resources": ("fhir",), "reportlab": ("pdf", "dicom-pdf")}
-
-
-def _check_packages(kinds: list[str], send: bool) -> None:
+def check_packages(kinds: Sequence[str], send: bool = False) -> None:
     """ReaderError naming what is missing, before any work is done."""
-    needed = [name for name, users in _PACKAGES.items() if set(users) & set(kinds)]
-    for name in [*needed, *(["pynetdicom"] if send else [])]:
+    from MedVLMReaderLib.export.writing import PACKAGES
+
+    needed = [name for name, users in PACKAGES.items() if set(users) & set(kinds)]
+    for name in [*needed, *(["pynetdicom", "dicomweb_client"] if send else [])]:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as missing:
@@ -100,8 +102,9 @@ def _draft(reading: Reading, report: Report, kinds: list[str], arguments: Namesp
 
     source, volume = _scan(reading, bool(set(kinds) & set(DICOM_KINDS)), arguments)
     if not report.listed:
-        found = _by_model(reading, arguments) if arguments.list_findings else listed(reading)
-        report = replace(report, listed=found)
+        report = replace(report, listed=listed(reading))
+    if arguments.list_findings or arguments.verify:
+        report = _by_model(reading, report, source.volume if source else volume, arguments)
     if arguments.sentence is not None and arguments.sentence > len(reading.sentences):
         raise ReaderError(f"No sentence {arguments.sentence}: the text has {len(reading.sentences)}, counted from 1.")
     words = arguments.words if arguments.sentence is None else arguments.sentence - 1
@@ -118,22 +121,41 @@ def _scan(reading: Reading, needed: bool, arguments: Namespace) -> tuple[Source 
         return None, None
     check_readable(place)
     if needed or place.is_dir() or is_dicom(place):
-        return source_of(reading, place), None
+        return source_of(reading, place, arguments.series), None
     volume = scan(place, None)
     if reading.preparation.get("study", volume.key) != volume.key:
         raise ReaderError("This scan is not the one that was read, or has changed since. Name the one that was read.")
     return None, volume
 
 
-def _by_model(reading: Reading, arguments: Namespace) -> tuple[Any, ...]:
-    """The findings as the model lists them in JSON that keeps to the schema."""
+def _by_model(reading: Reading, report: Report, volume: Volume | None, arguments: Namespace) -> Report:
+    """The findings as the model lists them in JSON that keeps to the schema, and whether the image supports each."""
     from MedVLMReaderLib.constrained import listed_by
 
-    if arguments.source is None:
-        raise ReaderError("To list its findings, the model must see the scan. Name it with --source.")
-    volume = scan(arguments.source, None)
+    if volume is None:
+        raise ReaderError("To list or verify its findings, the model must see the scan. Name it with --source.")
     reader = loaded(arguments.model or reading.model, arguments)
-    return listed_by(reader, reader.see(volume), reading)
+    seen = reader.see(volume)
+    if arguments.list_findings:
+        step("Listing the findings ...")
+        report = replace(report, listed=listed_by(reader, seen, reading))
+    return replace(report, listed=_verified(report, reading, reader, seen, volume)) if arguments.verify else report
+
+
+def _verified(report: Report, reading: Reading, reader: Reader, seen: Seen, volume: Volume) -> tuple[Any, ...]:
+    """The findings with what verification says of each sentence; sentences that were edited are not the model's."""
+    from MedVLMReaderLib.structured import with_verdicts
+
+    asked = [one for one in dict.fromkeys(found.sentence for found in report.findings) if one in reading.text]
+    if asked and not reading.traces:
+        raise ReaderError(
+            "This reading was made without heatmaps, and verification paints over what they mark. Read the scan again "
+            "without --no-heatmaps."
+        )
+    verdicts: dict[str, str] = {}
+    for sentence in bar(asked, "Sentences"):
+        verdicts[sentence] = reader.verify(volume, seen, reading, sentence).said
+    return with_verdicts(report.listed, verdicts)
 
 
 def _tell(found: dict[str, Any], arguments: Namespace) -> None:

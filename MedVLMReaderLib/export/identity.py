@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.dicom_slices import quiet
+from MedVLMReaderLib.dicom.slices import quiet
 
 PATIENT = (
     "PatientName", "PatientID", "IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence",

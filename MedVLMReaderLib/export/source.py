@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from MedVLMReaderLib import ReaderError, dicom
 from MedVLMReaderLib.dicom import SeriesFiles, check_readable, is_dicom, series_files
 from MedVLMReaderLib.export.identity import ALWAYS, PATIENT, STUDY, check_same, header, identity_of, unvalidated
@@ -17,6 +19,8 @@ from MedVLMReaderLib.volume import Volume
 _FRAMES = "PerFrameFunctionalGroupsSequence"
 SAME_MM = 0.1
 """The scan's box may differ by so much from the one that the reading remembers."""
+SAME_VALUE = 0.51
+"""A voxel, too, where another program has rounded it to whole numbers."""
 _GONE = "Choose the folder that was read, or ask again about the series as it is now."
 
 
@@ -44,13 +48,13 @@ class Source:
         return str(self.identity.StudyInstanceUID)
 
 
-def source_of(reading: Reading, place: str | Path | Sequence[str | Path]) -> Source:
-    """The source of a reading, in a folder, beside a file, or among a list of files.
+def source_of(reading: Reading, place: str | Path | Sequence[str | Path], series: str | None = None) -> Source:
+    """The source of a reading, in a folder, beside a file, or among a list of files; `series` names one in a folder.
 
     Raises ReaderError with the reason where it is not DICOM, is gone, was changed since or anonymised differently,
     mixes patients, or lacks what an archive files by.
     """
-    found = _candidates(place)
+    found = _candidates(place, series)
     keys = [str(key) for key in reading.preparation.get("sources", [])]
     parts = [_by_key(found, key, reading) for key in keys] if keys else [_by_geometry(found, reading)]
     volume = parts[0].volume()
@@ -59,6 +63,38 @@ def source_of(reading: Reading, place: str | Path | Sequence[str | Path]) -> Sou
     except ReaderError:
         check_same([header(path) for path in dicom.files_of(place, parts[0].series.uid)])
         raise  # not because slices of somebody else stand among them
+    return _of(parts, volume)
+
+
+def source_of_loaded(volume: Volume, files: Sequence[str | Path]) -> Source:
+    """The source of a volume that another program has loaded from these files, such as Slicer into a scene.
+
+    Its axes may be counted from another end; voxels and places must be the files'. Raises ReaderError as `source_of`.
+    """
+    found = series_files(files)
+    same = [one for one in found if _loaded_from(one, volume)]
+    if len(same) != 1:
+        check_same([header(Path(path)) for path in files])
+        raise ReaderError(
+            "The voxels of this volume, or where they lie, are not those of the DICOM files that it was loaded from: "
+            "it was moved, cropped or changed since. Load the series again and read that."
+        )
+    return _of(same, same[0].volume())
+
+
+def _loaded_from(one: SeriesFiles, volume: Volume) -> bool:
+    try:
+        ours, theirs = one.volume().anatomical(), volume.anatomical()
+    except ReaderError:
+        return False
+    if not ours.grid.same_as(theirs.grid, SAME_MM):
+        return False
+    pairs = zip(ours.values, theirs.values, strict=True)
+    return all(np.allclose(a, b, rtol=1e-3, atol=SAME_VALUE) for a, b in pairs)
+
+
+def _of(parts: Sequence[SeriesFiles], volume: Volume) -> Source:
+    """The source, once it is certain which series it is."""
     headers = [[header(path) for path in part.files] for part in parts]
     check_same(headers[0])
     for more in headers[1:]:
@@ -86,7 +122,7 @@ def files_of(instance_uids: Iterable[str], file_of: Callable[[str], str]) -> tup
     return tuple(dict.fromkeys(Path(path) for path in paths))
 
 
-def _candidates(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, ...]:
+def _candidates(place: str | Path | Sequence[str | Path], series: str | None) -> tuple[SeriesFiles, ...]:
     if isinstance(place, str | Path):
         path = Path(place).expanduser()
         check_readable(path)
@@ -95,7 +131,7 @@ def _candidates(place: str | Path | Sequence[str | Path]) -> tuple[SeriesFiles, 
                 f"'{path}' is not DICOM: no patient or study is known to which an object could belong. "
                 "Export text, Markdown, PDF or FHIR without --source, or name the DICOM folder that it was made from."
             )
-    return series_files(place)
+    return series_files(place, series)
 
 
 def _by_key(found: Sequence[SeriesFiles], key: str, reading: Reading) -> SeriesFiles:
@@ -118,7 +154,7 @@ def _by_geometry(found: Sequence[SeriesFiles], reading: Reading) -> SeriesFiles:
     if len(same) == 1:
         return same[0]
     if same:
-        raise ReaderError(f"{len(same)} series there have the voxels that were read. Name the folder of one of them.")
+        raise ReaderError(f"{len(same)} series there have the voxels that were read. Name one of them with --series.")
     raise ReaderError(f"The series that was read is not there: gone, moved, or never DICOM. {_GONE}")
 
 

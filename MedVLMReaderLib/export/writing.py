@@ -20,6 +20,8 @@ from MedVLMReaderLib.volume import Volume
 DICOM = ("sr", "dicom-pdf", "sc", "pmap", "seg")
 OTHER = ("text", "markdown", "pdf", "fhir", "json")
 KINDS = (*DICOM, *OTHER)
+PACKAGES = {"highdicom": DICOM, "fhir.resources": ("fhir",), "reportlab": ("pdf", "dicom-pdf")}
+"""What each kind needs installed."""
 MOST = 6
 """Key images at most."""
 

@@ -112,13 +112,15 @@ class Med3DInsight(nn.Module):
     def forward(
         self, volumes: Tensor, planes: Sequence[PlaneName], slices: Sequence[int] | Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, embedding) what each volume shows in its slice, and the volume as rebuilt from the finest grid.
+        """(slices, embedding) what each volume shows in its slices, and the volume as rebuilt from the finest grid.
 
-        The answer is that of the first query alone, as published.
+        As many slices of each volume, one volume's after another's. The answer is that of the first query alone, as
+        published.
         """
         grids = self.encoder(volumes)
-        queries = self.queries.weight.expand(len(volumes), -1, -1)
-        found = self.psat(queries, self.widen(tokens(grids[-1])), planes, slices)
+        queries = self.queries.weight.expand(len(planes), -1, -1)
+        memory = self.widen(tokens(grids[-1])).repeat_interleave(len(planes) // len(volumes), 0)
+        found = self.psat(queries, memory, planes, slices)
         return self.proj(found[:, 0]), self._rebuilt(grids[0], volumes)
 
     def _rebuilt(self, grid: Tensor, volumes: Tensor) -> Tensor | None:

@@ -48,7 +48,8 @@ MADE_STUDIES_ONLY = (
 
 ZFORMER_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "pad_token_id",
-    "block_size", "num_random_blocks", "max_position_embeddings",
+    "block_size", "num_random_blocks", "max_position_embeddings", "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
 )  # fmt: skip
 CHUNK = 32
 """Slices encoded at a time: bounds memory, changes nothing."""
@@ -201,7 +202,8 @@ class ZFormer(nn.Module):
         blocks = 5 + 2 * self.bigbird.config.num_random_blocks
         self.longest_full = blocks * self.bigbird.config.block_size
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """`present` (batch, slices): which ones are there, where stacks of a batch differ in length."""
         if x.shape[1] > self.bigbird.config.max_position_embeddings:
             raise ReaderError(
                 f"One plane of the study has {x.shape[1]} slices; this model reads up to "
@@ -209,7 +211,7 @@ class ZFormer(nn.Module):
             )
         # transformers stays on full attention once a short sequence came by; a fresh model chooses by length, so do we
         self.bigbird.set_attention_type("original_full" if x.shape[1] <= self.longest_full else "block_sparse")
-        mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+        mask = torch.ones(x.shape[:2], dtype=torch.long, device=x.device) if present is None else present.long()
         return self.bigbird(inputs_embeds=x, attention_mask=mask).last_hidden_state
 
 

@@ -191,9 +191,9 @@ def _as_large(x: Tensor, other: Tensor) -> Tensor:
 class Segmenter(nn.Module):
     """Encoder and mask head: (batch, 1, depth, rows, columns) to scores of the classes at every voxel."""
 
-    def __init__(self, sizes: EncoderSizes, classes: int) -> None:
+    def __init__(self, sizes: EncoderSizes, classes: int, width: int = 32) -> None:
         super().__init__()
-        self.encoder, self.head = new_encoder(sizes), Mask(sizes.widths, classes)
+        self.encoder, self.head = new_encoder(sizes), Mask(sizes.widths, classes, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x, self.encoder(x))

@@ -119,7 +119,9 @@ def load(folder: Path) -> MaskModel:
     sizes, classes = EncoderSizes.from_json(config["encoder"]), config["classes"]
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ReaderError(f"config.json of '{folder}' has no list of at least two classes. Get the model again.")
-    network, tensors = Segmenter(sizes, len(classes)), _tensors(folder)
+    tensors = _tensors(folder)
+    last = tensors.get("head.voxels.1.weight", torch.empty(len(classes), 16))
+    network = Segmenter(sizes, len(classes), 2 * last.shape[1])
     own = network.state_dict()
     if wrong := sorted(
         n for n in {*own, *tensors} if n not in own or n not in tensors or own[n].shape != tensors[n].shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -87,7 +87,8 @@ def fit(
     """Train until the steps are done; False where the minutes ran out first (call again to go on).
 
     `network(**batch)` gives the parts of the loss by name; `batch["name"]` stays here. In `folder`: log.jsonl, files
-    for TensorBoard, checkpoints, and at the end model.safetensors. Raises ReaderError where loss or gradient is no
+    for TensorBoard, checkpoints, and at the end model.safetensors: all but the tensors that the network names in
+    `elsewhere`, which come from another file and do not change. Raises ReaderError where loss or gradient is no
     number, with the batch; the last good checkpoint stays.
     """
     set_seed(settings.seed)
@@ -104,7 +105,7 @@ def fit(
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     finished = bool(trainer.state.global_step >= settings.steps)
     if finished and trainer.is_world_process_zero():
-        save_file(_whole(network.state_dict()), folder / "part", {"format": "pt"})
+        save_file(_whole(network.state_dict(), _elsewhere(network)), folder / "part", {"format": "pt"})
         (folder / "part").replace(folder / WEIGHTS)
     return finished
 
@@ -141,11 +142,17 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
     )  # fmt: skip
 
 
-def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once: of those that a network ties together, the first."""
+def _elsewhere(network: nn.Module) -> Collection[str]:
+    return cast(Collection[str], getattr(network, "elsewhere", ()))
+
+
+def _whole(state: Mapping[str, Tensor], elsewhere: Collection[str] = ()) -> dict[str, Tensor]:
+    """Each tensor once, of those that a network ties together the first, but for those that are `elsewhere`."""
     kept: dict[str, Tensor] = {}
     places: set[tuple[int, torch.Size]] = set()
     for name, tensor in state.items():
+        if name in elsewhere:
+            continue
         place = tensor.data_ptr(), tensor.shape
         if tensor.numel() and place in places:
             continue
@@ -202,7 +209,8 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_whole(state_dict or self.model.state_dict()), folder / WEIGHTS, {"format": "pt"})
+        whole = _whole(state_dict or self.model.state_dict(), _elsewhere(self.model))
+        save_file(whole, folder / WEIGHTS, {"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS
@@ -217,7 +225,7 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> 
     """Put the tensors of a training into the network. ReaderError where they are of another one."""
     own = network.state_dict()
     wrong = [name for name in tensors if name not in own or own[name].shape != tensors[name].shape]
-    missing = sorted(set(_whole(own)) - set(tensors))
+    missing = sorted(set(_whole(own, _elsewhere(network))) - set(tensors))
     if wrong or missing:
         name = (wrong or missing)[0]
         raise ReaderError(f"'{path}' is of another system or size: '{name}' does not fit. Choose its own folder.")

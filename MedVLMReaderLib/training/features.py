@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,17 +33,36 @@ def encode(study: PreparedStudy, encoder: SliceEncoder, recipe: Recipe) -> dict[
     """Tensors of a study's features, for `save_file`."""
     tensors: dict[str, Tensor] = {}
     for n, plane in enumerate(study.planes):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            tokens = encoder.encode_stack(torch.from_numpy(channels(plane.values, study.truth, recipe)))
-        scale = 1.0 if study.truth.modality == "CT" else 1000.0
-        kept = kept_patches(plane.values / np.float32(scale), study.truth.modality, encoder.patch)
-        tensors[f"slices_{n}"] = tokens[:, 0].half()
-        tensors[f"patches_{n}"] = tokens[:, 1:].flatten(0, 1)[kept].half()
-        tensors[f"kept_{n}"] = kept.int()
-        tensors[f"affine_{n}"] = torch.from_numpy(np.array(plane.affine))
-        tensors[f"shape_{n}"] = torch.tensor([*plane.values.shape])
-        tensors[f"acquired_{n}"] = torch.tensor(plane.acquired_mm)
-    return {name: value.contiguous() for name, value in tensors.items()}
+        pictures = channels(plane.values, study.truth, recipe)
+        tensors |= encoded_plane(n, plane, pictures, study.truth.modality, encoder)
+    return tensors
+
+
+class Stacked(Protocol):
+    """A stack of slices with its place."""
+
+    @property
+    def values(self) -> Array: ...
+    @property
+    def affine(self) -> Array: ...
+    @property
+    def acquired_mm(self) -> float: ...
+
+
+def encoded_plane(
+    n: int, plane: Stacked, pictures: Array, modality: str, encoder: SliceEncoder, *, patches: bool = True
+) -> dict[str, Tensor]:
+    """Tensors of plane n's features: its slices, and with `patches` those around the body."""
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        tokens = encoder.encode_stack(torch.from_numpy(pictures))
+    scale = 1.0 if modality == "CT" else 1000.0
+    kept = kept_patches(plane.values / np.float32(scale), modality, encoder.patch)[: None if patches else 0]
+    tensors = {
+        "slices": tokens[:, 0].half(), "patches": tokens[:, 1:].flatten(0, 1)[kept].half(), "kept": kept.int(),
+        "affine": torch.from_numpy(np.array(plane.affine)), "shape": torch.tensor([*plane.values.shape]),
+        "acquired": torch.tensor(plane.acquired_mm),
+    }  # fmt: skip
+    return {f"{name}_{n}": value.contiguous() for name, value in tensors.items()}
 
 
 def planes_of(tensors: dict[str, Tensor], patch: int) -> tuple[PlaneFeatures, ...]:
@@ -51,7 +71,7 @@ def planes_of(tensors: dict[str, Tensor], patch: int) -> tuple[PlaneFeatures, ..
     centre: Array | None = None
     for n in range(3):
         slices, rows, columns = (int(x) for x in tensors[f"shape_{n}"])
-        grid = Grid((slices, rows, columns), tensors[f"affine_{n}"].numpy())
+        grid = Grid((slices, rows, columns), tensors[f"affine_{n}"].cpu().numpy())
         centre = grid.centre if centre is None else centre
         cells = grid.resize((slices, rows // patch, columns // patch))
         kept, acquired = tensors[f"kept_{n}"].long(), float(tensors[f"acquired_{n}"])

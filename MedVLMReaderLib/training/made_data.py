@@ -73,7 +73,7 @@ class PreparedStudy:
     @classmethod
     def load(cls, path: Path) -> PreparedStudy:
         """The study written by `save`; voxels are read from the file when they are used."""
-        kept = _mapped(path)
+        kept = mapped(path)
         truth = Truth.from_json(json.loads(kept["truth"].tobytes()))
         names = ("values", "organs", "lesions", "affine")
         planes = tuple(
@@ -83,7 +83,7 @@ class PreparedStudy:
         return cls(truth, planes)
 
 
-def _mapped(path: Path) -> dict[str, Array]:
+def mapped(path: Path) -> dict[str, Array]:
     """The arrays of an uncompressed .npz, not read yet: an epoch needs few slices of each study."""
     arrays: dict[str, Array] = {}
     with zipfile.ZipFile(path) as kept, path.open("rb") as file:

@@ -33,7 +33,12 @@ class Insight(nn.Module):
 
     def forward(self, volumes: Tensor, plane: Tensor, slice_number: Tensor, picture: Tensor, caption: Tensor
                 ) -> dict[str, Tensor]:  # fmt: skip
-        """Parts of the loss: `plane` indexes PLANES; `picture` and `caption` (batch, embedding) are the teacher's."""
+        """Parts of the loss: `plane` indexes PLANES; `picture` and `caption` (batch, embedding) are the teacher's.
+
+        With several slices of each volume, all but the volumes are (batch, slices, ...).
+        """
+        plane, slice_number = plane.flatten(), slice_number.flatten()
+        picture, caption = picture.flatten(0, -2), caption.flatten(0, -2)
         found, rebuilt = self.network(volumes, [PLANES[int(n)] for n in plane], slice_number)
         if self.objective == "contrastive":
             one, scale = F.normalize(found, dim=-1), self.network.scale

@@ -67,8 +67,12 @@ def words(logits: Tensor, labels: Tensor) -> Tensor:
 
     The mean is over the words of all processes, however unevenly they fall to them.
     """
-    told = labels[:, 1:].flatten()
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), told, ignore_index=-100, reduction="sum")
+    return said(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def said(logits: Tensor, told: Tensor) -> Tensor:
+    """The same of (n, words) scores, each for the word `told` (n,)."""
+    total = F.cross_entropy(logits.float(), told, ignore_index=-100, reduction="sum")
     count = (told != -100).sum().to(total)
     if processes() > 1:
         dist.all_reduce(count)

@@ -16,6 +16,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models import siglip
 from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
+from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.engine import Settings, fit
 from MedVLMReaderLib.training.objectives import sigmoid
 from MedVLMReaderLib.training.prepared import Prepared, prepare
@@ -27,11 +28,12 @@ SPECIAL = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 class Pairs(nn.Module):
     """A pair with its loss."""
 
-    def __init__(self, pair: SiglipPair) -> None:
+    def __init__(self, pair: SiglipPair, augment: Augment = NOTHING) -> None:
         super().__init__()
-        self.pair = pair
+        self.pair, self.augment = pair, augment
 
     def forward(self, blocks: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        blocks = changed(blocks, self.augment) if self.training else blocks
         images, texts = self.pair.encode_image(blocks), self.pair.encode_text(ids, mask)
         return {"siglip": sigmoid(images, texts, self.pair.t_prime, self.pair.bias)}
 
@@ -52,8 +54,8 @@ class Reports:
 
 
 def train(
-    cases: Sequence[Case], pair: SiglipPair, settings: Settings, folder: Path, *, skip_faulty: bool = False,
-    minutes: float = 1e9,
+    cases: Sequence[Case], pair: SiglipPair, settings: Settings, folder: Path, *, augment: Augment = NOTHING,
+    skip_faulty: bool = False, minutes: float = 1e9,
 ) -> bool:  # fmt: skip
     """Train a pair on reports; True when finished, then with the published layout in folder/model."""
     prepared = Prepared(folder / "blocks", pair.recipe)
@@ -71,7 +73,7 @@ def train(
         return {"name": names, "blocks": blocks, "ids": read["input_ids"], "mask": read["attention_mask"]}
 
     pair.requires_grad_(True)
-    if not fit(Pairs(pair), Reports(kept, prepared), collated, settings, folder, minutes=minutes):
+    if not fit(Pairs(pair, augment), Reports(kept, prepared), collated, settings, folder, minutes=minutes):
         return False
     save(pair, folder / "model")
     return True
@@ -82,10 +84,21 @@ def started(folder: Path) -> SiglipPair:
     return siglip.load(Checkpoint(folder, folder.name, "start"))
 
 
-def new(sizes: Sizes, tokenizer: Any, seed: int = 0) -> SiglipPair:
-    """An untrained pair."""
+def new(
+    sizes: Sizes, tokenizer: Any, seed: int = 0, *, t_prime: float = 0.0, bias: float = 0.0, scale: float = 0.0
+) -> SiglipPair:
+    """An untrained pair. Where they are given: SigLIP's temperature and bias, and what the encoder's blocks add at
+    first to what they are given (published: 2.659, 0 and 1e-6, for long trainings)."""
     torch.manual_seed(seed)
-    return SiglipPair(sizes, tokenizer)
+    pair = SiglipPair(sizes, tokenizer)
+    with torch.no_grad():
+        if t_prime:
+            pair.t_prime.fill_(t_prime)
+        pair.bias.fill_(bias)
+        for name, one in pair.vision_encoder.named_parameters():
+            if scale and name.endswith(".scale"):
+                one.fill_(scale)
+    return pair
 
 
 def made_tokenizer(texts: Sequence[str], folder: Path, words: int = 2000) -> Any:

@@ -48,7 +48,7 @@ class Answering:
         self.chats: dict[int, Chat] = {}
         self.requests: Answers = {
             "load": self.load, "needs": self.needs, "see": self.see, "ask": self.ask, "look": self.look,
-            "verify": self.verify, "prepared": self.prepared, "forget": self.forget,
+            "verify": self.verify, "prepared": self.prepared, "export": self.export, "forget": self.forget,
         }  # fmt: skip
 
     def load(self, asked: Asked, talk: Talk) -> Answer:
@@ -99,17 +99,21 @@ class Answering:
         chat, options = self._chat(asked), Options(**asked["options"])
         place = None if asked["place"] is None else Place.from_plain(asked["place"])
         last: str | Reading = ""
+
+        def looking() -> None:
+            talk.say("started", stage="heatmap")
+
         if asked["fresh"]:
             self._reader().prefix = Prefix()
         if "history" in asked:
             question = asked["question"] if place is None else chat.about(place) + asked["question"]
             parts = self._reader().ask(
-                chat.see(), question, history=messages(asked), options=options, stopped=talk.stopped
+                chat.see(), question, history=messages(asked), options=options, stopped=talk.stopped, looking=looking
             )
         else:
             turns = [turn(one) for one in asked["turns"]]
             chat.session = ChatSession(chat.session.volumes, turns, chat.session.view, int(asked["first_told"]))
-            parts = chat.ask(asked["question"], place, options=options, stopped=talk.stopped)
+            parts = chat.ask(asked["question"], place, options=options, stopped=talk.stopped, looking=looking)
         for last in parts:
             if isinstance(last, str):
                 talk.say("word", text=last)
@@ -148,6 +152,13 @@ class Answering:
         for name, volume in zip(names, shown, strict=True):
             write_array(self.folder / name, volume.values)
         return {"volumes": [volume_plain(v, name) for v, name in zip(shown, names, strict=True)]}
+
+    def export(self, asked: Asked, talk: Talk) -> Answer:
+        """A report as files."""
+        from MedVLMReaderLib.worker.exporting import exported
+
+        talk.say("started", stage="export")
+        return {"files": [str(path) for path in exported(self.folder, asked)]}
 
     def forget(self, asked: Asked, _: Talk) -> Answer:
         """A study goes."""

@@ -18,7 +18,7 @@ from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.study import Message, Stopped
 from MedVLMReaderLib.verdict import REGIONS, Verdict
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.worker.client import Client, Words
+from MedVLMReaderLib.worker.client import Client
 from MedVLMReaderLib.worker.events import (
     FINAL,
     Answered,
@@ -34,6 +34,7 @@ from MedVLMReaderLib.worker.events import (
     Word,
     ignored,
 )
+from MedVLMReaderLib.worker.plain import Words
 from MedVLMReaderLib.worker.transport import SubprocessTransport, Transport
 
 WAIT_S = 0.02
@@ -273,6 +274,8 @@ class WorkerReader:
                     asked_to_stop = True
                     with self._turn:
                         self.client.stop(number)
+                if self.client.closed:
+                    raise Stopped
                 if not come:
                     self.pump()
                 while come:

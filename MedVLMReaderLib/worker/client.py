@@ -5,24 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.options import USUAL, Options
 from MedVLMReaderLib.place import Place
-from MedVLMReaderLib.reading import Reading, Span
-from MedVLMReaderLib.session import ChatSession, Turn, told
+from MedVLMReaderLib.reading import Reading
+from MedVLMReaderLib.session import ChatSession, Turn
 from MedVLMReaderLib.study import Message
-from MedVLMReaderLib.verdict import REGIONS, Verdict
+from MedVLMReaderLib.verdict import REGIONS
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.events import (
     Answered,
     Event,
     Exited,
+    Exported,
     Failed,
-    Heatmap,
     Loaded,
-    Needs,
     OnEvent,
     Prepared,
     Saw,
@@ -30,11 +30,18 @@ from MedVLMReaderLib.worker.events import (
     ignored,
 )
 from MedVLMReaderLib.worker.jobs import Choice, Job, Study, as_tuple
-from MedVLMReaderLib.worker.protocol import read_reading, volume_from, write_reading
+from MedVLMReaderLib.worker.plain import (
+    Words,
+    heatmap,
+    needs_from,
+    recorded,
+    turn_number,
+    turn_plain,
+    verdict_from,
+)
+from MedVLMReaderLib.worker.protocol import read_reading, volume_from, volume_plain, write_reading
 from MedVLMReaderLib.worker.running import Running
 from MedVLMReaderLib.worker.transport import Transport
-
-Words = str | Span | int | None
 
 
 class Client:
@@ -59,6 +66,14 @@ class Client:
         it where the interpreter is another one's. `on_exit`: told whenever the worker ends."""
         self.running = Running(transport, python, environment, on_exit)
         self.studies: dict[int, Study] = {}
+
+    def use(self, python: str) -> None:
+        """Read with another interpreter; a program that another one runs is ended, and starts with the next request."""
+        program = self.running.program
+        if python != program.python:
+            program.python = python
+            if program.state != "off":
+                self.free()
 
     # ---- What can be asked -------------------------------------------------------------------------------------
 
@@ -87,11 +102,17 @@ class Client:
         The voxels are written by `advance`, in small steps: they must stay as they are until then. `view`: what the
         screen shows; some models look at it. For another view, see again and forget the older study.
         """
-        number = self.running.next_number()
-        study = self.studies[number] = Study(number, as_tuple(volumes), view)
+        number = self.hold(volumes, view)
+        study = self.studies[number]
         return self.running.add(
             Job(number, on_event, "model", study.request, lambda said: self.running.saw(study, said), study)
         )
+
+    def hold(self, volumes: Volume | Sequence[Volume], view: View | None = None) -> int:
+        """A study's number without having it seen, for `export`; it is seen once something is asked about it."""
+        number = self.running.next_number()
+        self.studies[number] = Study(number, as_tuple(volumes), view)
+        return number
 
     def ask(
         self, study: int, question: str | None, *, session: ChatSession | None = None, number: int | None = None,
@@ -210,6 +231,30 @@ class Client:
 
         return self._request("study", lambda: {"request": "prepared", "study": study}, done, on_event, study)
 
+    def export(
+        self, study: int | None, reading: Reading, report: Mapping[str, Any], kinds: Sequence[str], folder: Path, *,
+        files: Sequence[Path] = (), words: Words = None, on_event: OnEvent = ignored,
+    ) -> int:  # fmt: skip
+        """Write a report (`Report.plain`) of a reading into a folder, see `export.writing`. Ends with `Exported`.
+
+        `files`: the DICOM series that the study was loaded from, for what belongs to a patient; `words`: what heatmap
+        objects are of. No model is loaded for it; the study's voxels are for key images and to hold the files against.
+        """
+        found = None if study is None else self.studies.get(study)
+
+        def content() -> dict[str, Any]:
+            volumes = [] if found is None else zip(found.volumes, found.files, strict=True)
+            return {
+                "request": "export", "reading": self._written(reading), "report": report, "kinds": list(kinds),
+                "folder": str(folder), "files": [str(path) for path in files], "span": reading.span(words),
+                "whole": words is None, "volumes": [volume_plain(volume, path.name) for volume, path in volumes],
+            }  # fmt: skip
+
+        def done(said: dict[str, Any]) -> Event:
+            return Exported(tuple(Path(one) for one in said["files"]))
+
+        return self._request("program" if found is None else "voxels", content, done, on_event, study)
+
     # ---- What ends -----------------------------------------------------------------------------------------------
 
     def stop(self, number: int | None = None) -> None:
@@ -242,6 +287,11 @@ class Client:
         return self.running.busy
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed: nothing that was asked ends any more."""
+        return self.running.closed
+
+    @property
     def loaded(self) -> Loaded | None:
         """The model while it is in memory."""
         return self.running.loaded
@@ -270,57 +320,3 @@ class Client:
             gone = Failed("This study was closed.", "Open the scan and ask again.")
             return self.running.later(lambda: gone, on_event)
         return self.running.add(Job(number, on_event, needs, content, done, found, failed=failed))
-
-
-def turn_number(session: ChatSession, number: int | None) -> int:
-    """Where an answer goes. ReaderError where the session has no such place."""
-    at = len(session.turns) if number is None else number
-    if not 0 <= at <= len(session.turns):
-        raise ReaderError(f"The chat has no question {at + 1}: it has {len(session.turns)}.")
-    return at
-
-
-def turn_plain(turn: Turn) -> dict[str, Any]:
-    """What the worker must know of an earlier turn."""
-    reading = turn.reading
-    return {
-        "question": reading.question, "text": reading.text, "complete": reading.complete, "model": reading.model,
-        "revision": reading.revision,
-    }  # fmt: skip
-
-
-def history_of(session: ChatSession, number: int) -> tuple[Message, ...]:
-    """What the model was told before turn `number`, for `Client.heatmap` and `verify`."""
-    return told(session.turns[min(session.first_told, number) : number])
-
-
-def recorded(reading: Reading, words: Words, method: str | None) -> bool:
-    """Whether a reading holds where the model looked for some words."""
-    span = reading.span(words)
-    return any(
-        start < span[1] and span[0] < stop
-        for trace in reading.traces
-        if method in (None, "", trace.method)
-        for start, stop in trace.spans
-    )
-
-
-def heatmap(reading: Reading, words: Words, method: str | None) -> Heatmap:
-    """The event. ReaderError as `Reading.heatmap`."""
-    span = reading.span(words)
-    volume = reading.heatmap(span, method or None)
-    used = method or next(trace.method for trace in reading.traces if recorded(reading, span, trace.method))
-    return Heatmap(volume, reading, span, used)
-
-
-def needs_from(said: Mapping[str, Any]) -> Needs:
-    """The event."""
-    sizes = {str(name): int(size) for name, size in said["sizes"].items()}
-    return Needs(str(said["model"]), str(said["device"]), int(said["free"]), sizes, str(said["chosen"]))
-
-
-def verdict_from(said: Mapping[str, Any]) -> Verdict:
-    """A verdict of plain data."""
-    r, a, s = (float(x) for x in said["centre_ras_mm"])
-    others = tuple(float(x) for x in said["elsewhere"])
-    return Verdict(float(said["likelihood"]), float(said["drop"]), others, float(said["region_ml"]), (r, a, s))

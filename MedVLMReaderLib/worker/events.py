@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from MedVLMReaderLib.geometry import Grid, TokenMap
@@ -11,7 +12,7 @@ from MedVLMReaderLib.reading import Reading, Span
 from MedVLMReaderLib.verdict import Verdict
 from MedVLMReaderLib.volume import Volume
 
-Stage = Literal["program", "download", "model", "study", "answer", "heatmap", "verification", "preparation"]
+Stage = Literal["program", "download", "model", "study", "answer", "heatmap", "verification", "preparation", "export"]
 """What is being done: the program starts, a model comes over the net, a model is loaded, a study is encoded, ..."""
 Trouble = Literal["mend", "memory", "crash", "protocol", "bug"]
 
@@ -114,6 +115,13 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """A report is written."""
+
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Needs:
     """Memory, before anything is loaded."""
 
@@ -164,9 +172,10 @@ class Exited:
 
 
 Event: TypeAlias = (
-    Started | Progress | Word | Loaded | Saw | Answered | Heatmap | Verified | Prepared | Needs | Cancelled | Failed
-)
-FINAL = (Loaded, Saw, Answered, Heatmap, Verified, Prepared, Needs, Cancelled, Failed)
+    Started | Progress | Word | Loaded | Saw | Answered | Heatmap | Verified | Prepared | Exported | Needs
+    | Cancelled | Failed
+)  # fmt: skip
+FINAL = (Loaded, Saw, Answered, Heatmap, Verified, Prepared, Exported, Needs, Cancelled, Failed)
 """The last event of a request; which one goes with which request stands at the client's methods."""
 OnEvent = Callable[[Event], None]
 

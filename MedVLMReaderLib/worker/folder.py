@@ -48,6 +48,19 @@ def remove(folder: Path) -> None:
         time.sleep(0.01)
 
 
+def remove_if_abandoned(folder: Path, patience_s: float = 0.0) -> None:
+    """Remove a folder unless somebody uses it; one whose program is just dying is looked at again for a while."""
+    until = time.monotonic() + patience_s
+    with suppress(OSError):
+        while folder.is_dir():
+            if _abandoned(folder):
+                remove(folder)
+                return
+            if time.monotonic() >= until:
+                return
+            time.sleep(0.02)
+
+
 def remove_abandoned() -> None:
     """Remove the folders of programs that were killed together with their workers."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):

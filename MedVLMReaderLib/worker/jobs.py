@@ -11,7 +11,9 @@ from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.events import Event, Failed, OnEvent
 from MedVLMReaderLib.worker.protocol import view_plain, volume_plain, writing
 
-Needed = Literal["program", "model", "study"]
+Needed = Literal["program", "voxels", "model", "study"]
+"""What must be there first, each with what stands before it but for the voxels: those are written, and no model is
+loaded for them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Study:
     view: View | None
     files: list[Path] = field(default_factory=list)
     written: bool = False
+
+    @property
+    def there(self) -> bool:
+        """Whether its files are written, and nobody has cleared them away since."""
+        return self.written and all(path.exists() for path in self.files)
 
     def request(self) -> dict[str, Any]:
         """The message that has the worker see it, once all is written."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -13,8 +13,9 @@ from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.session import ChatSession
 from MedVLMReaderLib.volume import View, Volume
 from MedVLMReaderLib.worker.blocking import WorkerReader
-from MedVLMReaderLib.worker.client import Client, Words
+from MedVLMReaderLib.worker.client import Client
 from MedVLMReaderLib.worker.events import Answered, Heatmap, OnEvent
+from MedVLMReaderLib.worker.plain import Words
 
 
 @dataclass
@@ -95,17 +96,27 @@ class Logic:
     ) -> Any:  # fmt: skip
         """Read every scan under a folder, as `medvlmreader batch` does; a `batch.Report`. What is there is skipped.
 
-        `progress` is told a `batch.Progress` after each.
+        `progress` is told a `batch.Progress` after each; once `stopped` says True, what is done stays.
         """
+        from MedVLMReaderLib.batch.studies import studies_of
+
+        studies = studies_of(Path(folder))
+        return self.read_studies(studies, out, questions, options=options, progress=progress, stopped=stopped)
+
+    def read_studies(
+        self, studies: Sequence[Any], out: str | Path, questions: tuple[str, ...] = (), *,
+        options: Options | None = None, progress: Callable[[Any], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Any:  # fmt: skip
+        """The same of studies as `batch` has them."""
         from MedVLMReaderLib.batch import Desk, Settings, here, read_all
-        from MedVLMReaderLib.shelf import shelf
-        from MedVLMReaderLib.studies import studies_of
+        from MedVLMReaderLib.batch.shelf import shelf
 
         model = self.reader.model
         settings = Settings(model.name, model.revision, questions or (model.request,), options)
         place = shelf(out)
         rounds = here(Desk(self.reader), place, settings, ahead=False)
-        return read_all(rounds, studies_of(Path(folder)), place, settings, progress=progress, stopped=stopped)
+        return read_all(rounds, studies, place, settings, progress=progress, stopped=stopped)
 
     def session(self, volume: Volume, key: Hashable = None) -> ChatSession:
         """The chat about a scan, which `ChatSession.save` keeps."""

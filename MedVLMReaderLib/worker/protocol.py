@@ -21,7 +21,7 @@ LONGEST = 1 << 20
 """Bytes of a line, its end included."""
 PIECE = 4 << 20
 """Bytes of an array that are written at a time, so that a view can do so between two pictures."""
-REQUESTS = frozenset({"load", "needs", "see", "ask", "look", "verify", "prepared", "forget"})
+REQUESTS = frozenset({"load", "needs", "see", "ask", "look", "verify", "prepared", "export", "forget"})
 """What a worker is asked for, beside "hello" and "stop"."""
 _FILE = re.compile(r"[a-z0-9_-]+\.(npy|json)")
 

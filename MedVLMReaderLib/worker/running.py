@@ -25,8 +25,9 @@ from MedVLMReaderLib.worker.events import (
 from MedVLMReaderLib.worker.failures import KEPT, failed_from, failure
 from MedVLMReaderLib.worker.folder import PrivateFolder
 from MedVLMReaderLib.worker.jobs import Choice, Job, Step, Study
+from MedVLMReaderLib.worker.plain import loaded_from, saw_from
 from MedVLMReaderLib.worker.program import Program
-from MedVLMReaderLib.worker.protocol import Broken, grids_from
+from MedVLMReaderLib.worker.protocol import Broken
 from MedVLMReaderLib.worker.transport import Transport
 
 STOPPING_S, LOADING_S = 30.0, 2.0
@@ -64,10 +65,15 @@ class Running:
 
     @property
     def folder(self) -> Path:
-        """The private folder, made when it is first needed. Raises OSError."""
-        if self._private is None:
+        """The private folder, made when it is first needed, or was cleared away. Raises OSError."""
+        if self._private is None or not self._private.path.is_dir():
             self._private = PrivateFolder()
         return self._private.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is told any more."""
+        return self._closed
 
     @property
     def busy(self) -> bool:
@@ -196,14 +202,15 @@ class Running:
 
     def _go_on(self, job: Job) -> None:
         """One thing that the job needs, or the job itself."""
-        if job.needs != "program" and self._loaded_choice != self.choice:
+        if job.needs in ("model", "study") and self._loaded_choice != self.choice:
             self._unload()
             self._begin(Step(self.next_number(), job, "load"), {"request": "load", **self.choice.plain()})
             return
-        study, first = job.study, job.needs == "model"
+        study, first = job.study, job.needs in ("voxels", "model")
         if study is not None and (first or study.number not in self.seen):
-            if not study.written:
-                self._make_room()
+            if not study.there:
+                if job.needs != "voxels":
+                    self._make_room()
                 self._writing = study.write(self.folder)
                 return
             if not first:
@@ -286,19 +293,13 @@ class Running:
 
     def saw(self, study: Study, said: Mapping[str, Any]) -> Saw:
         """The study is in the worker's memory now."""
-        saw = Saw(
-            study.number, tuple(str(key) for key in said["volume_keys"]), str(said["key"]), tuple(said["notes"]),
-            dict(said["preparation"]), grids_from(said["grids"]), grids_from(said["boxes"]),
-        )  # fmt: skip
+        saw = saw_from(study.number, said)
         self.seen[study.number] = saw
         return saw
 
     def _took(self, said: Mapping[str, Any]) -> Loaded:
         """The model is in memory now."""
-        self.loaded = Loaded(
-            str(said["name"]), str(said["revision"]), str(said["precision"]), str(said["device"]),
-            int(said["context"]), str(said["request"]), tuple(said["notes"]),
-        )  # fmt: skip
+        self.loaded = loaded_from(said)
         self._loaded_choice = self.choice
         return self.loaded
 

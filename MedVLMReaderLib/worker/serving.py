@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from MedVLMReaderLib import ReaderError, __version__
 from MedVLMReaderLib.study import Stopped
-from MedVLMReaderLib.worker.folder import mark, remove
+from MedVLMReaderLib.worker.folder import mark, remove_if_abandoned
 from MedVLMReaderLib.worker.protocol import LONGEST, REQUESTS, VERSION, Broken, line, message
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EVERY_S = 0.1
 """Progress is told no more often."""
 NICER = 5
+DYING_S = 0.5
+"""How long a client's program may take to end after its pipe."""
 
 
 class Talk:
@@ -104,7 +106,7 @@ class Serving:
         """At once, in the midst of whatever is going on."""
         if self._mark is not None and self.folder is not None:
             self._mark.close()
-            remove(self.folder)
+            remove_if_abandoned(self.folder, DYING_S)  # a client that lives has another worker by now
         os._exit(0)
 
     def _listen(self) -> None:
@@ -197,7 +199,8 @@ def told(error: BaseException) -> tuple[str, str, Trouble]:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return (
             f"The Python that reads ({sys.executable}) lacks '{error.name}'.",
-            "Install it there: pip install 'medvlmreader[models]'; or choose another Python.", "mend",
+            "In Slicer open 'Set-up and models' and look again. Elsewhere install it there: pip install "
+            "'medvlmreader[models]'; or choose another Python.", "mend",
         )  # fmt: skip
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
         return (

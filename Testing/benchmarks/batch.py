@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from MedVLMReaderLib.batch import Desk, Progress, Settings, here, read_all
-from MedVLMReaderLib.dicom_index import Index
+from MedVLMReaderLib.batch.shelf import shelf
+from MedVLMReaderLib.batch.studies import given, studies_of
+from MedVLMReaderLib.dicom.index import Index
 from MedVLMReaderLib.phantom import made_study
 from MedVLMReaderLib.reader import Options, Reader, load
 from MedVLMReaderLib.reading import Reading
-from MedVLMReaderLib.shelf import shelf
-from MedVLMReaderLib.studies import given, studies_of
 from Testing.batch_scans import write_many, write_studies
 from Testing.benchmarks.children import resident
 from Testing.tiny_model import write_tiny_model
@@ -131,7 +131,7 @@ def index(scratch: Path, files: int) -> dict[str, float]:
 
 def two_workers(scratch: Path, model: str, count: int = 12) -> dict[str, float]:
     """Studies an hour of one Ray worker and of two, after their start."""
-    from MedVLMReaderLib.cluster import LOCAL, Cluster, ReaderSpec
+    from MedVLMReaderLib.batch.cluster import LOCAL, Cluster, ReaderSpec
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray writes it; else other programs starve the workers
     rates = []

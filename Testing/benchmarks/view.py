@@ -1,8 +1,10 @@
 """How long the event loop of the Slicer module stands still, and how soon a click shows a heatmap: one JSON object.
 
 On the Slicer core without the desktop, with a real worker and the built-in model. Ticks of 10 ms are counted while the
-model loads, reads and answers; CPU time is that of the timers' slots, which do all the module's work. The click is on a
-512 x 512 x 300 CT until all three views are rendered. Exits with 1 where a target is missed.
+model loads, reads and answers; CPU time is that of each slot. The click is on a 512 x 512 x 300 CT, until all three
+views are rendered. Where other programs share the core, what the window's thread stood in line for it is taken off
+(the time by the clock is given, too): that is what a machine shows that is not shared. Exits with 1 where a target is
+missed.
 `python -m Testing.benchmarks.view`
 """
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.volume import Volume, resampled
+from Testing.slicer import pythonqt
+from Testing.slicer.clock import unhindered
 from Testing.slicer.core import SlicerCore, missing
 from Testing.slicer.host import Host
 
@@ -26,28 +29,22 @@ ROOT = Path(__file__).resolve().parents[2]
 GAP_MS, SLOT_MS, SHOW_MS, CLICK_S = 50.0, 50.0, 150.0, 0.4
 
 
-class Clock:
-    """CPU milliseconds of each call of a slot, and gaps between ticks."""
+class Ticks:
+    """Gaps in milliseconds between ticks of 10 ms: by the clock, and less what this thread waited for a core."""
 
     def __init__(self, host: Host) -> None:
-        self.host, self.slots, self.gaps, self.last = host, {"work": [0.0], "draw": [0.0]}, [], time.perf_counter()
+        self.clock, self.free = [], []
+        self.last = time.perf_counter(), unhindered()
         self.timer = host.qt.QTimer()
         self.timer.setInterval(10)
         self.timer.connect("timeout()", self.tick)
         self.timer.start()
 
     def tick(self) -> None:
-        now = time.perf_counter()
-        self.gaps.append(1000 * (now - self.last) - 10)
+        now = time.perf_counter(), unhindered()
+        self.clock.append(1000 * (now[0] - self.last[0]) - 10)
+        self.free.append(1000 * (now[1] - self.last[1]) - 10)
         self.last = now
-
-    def timed(self, name: str, call: Callable[[], None]) -> Callable[[], None]:
-        def slot() -> None:
-            began = time.thread_time()
-            call()
-            self.slots[name].append(1000 * (time.thread_time() - began))
-
-        return slot
 
 
 def big(volume: Volume) -> Volume:
@@ -67,45 +64,44 @@ def measured(host: Host, core: SlicerCore) -> dict[str, Any]:
     core.show(node)
     core.pictures()
     widget = host.load()
-    widget.worker_timer.stop()
-    widget.draw_timer.stop()
-    clock = Clock(host)
-    timers = []
-    for name, call, every in (("work", widget.work, 15), ("draw", widget.draw, 40)):
-        timer = host.qt.QTimer()
-        timer.setInterval(every)
-        timer.connect("timeout()", clock.timed(name, call))
-        timer.start()
-        timers.append(timer)
-    clock.gaps.clear()
-    began = time.thread_time()
-    widget.panel.read()
-    read_ms = 1000 * (time.thread_time() - began)
+    ticks = Ticks(host)
+    pythonqt.slot_ms.clear()
+    widget.ui.readButton.setEnabled(True)
+    widget.ui.readButton.click()
     done(host, widget, 1)
-    widget.panel.ask("Is there a lesion in the liver?")
+    widget.ui.questionEdit.setText("Is there a lesion in the liver?")
+    widget.ui.askButton.setEnabled(True)
+    widget.ui.askButton.click()
     done(host, widget, 2)
-    reading_gaps, slots = list(clock.gaps), {name: max(ms) for name, ms in clock.slots.items()}
-    clock.slots = {"work": [0.0], "draw": [0.0]}
-    waits, cpu, reading = [], [], widget.panel.case.kept[0].turn.reading
-    for start, stop in reading.sentences[:6]:
-        began, at, widget.panel.case.heat = time.perf_counter(), time.process_time(), None
-        widget.panel.click(f"sentence:0/{start}-{stop}")
+    ticks.timer.stop()
+    reading = slots(pythonqt.slot_ms)
+    pythonqt.slot_ms.clear()
+    waits, free, cpu, spans = [], [], [], widget.panel.case.kept[0].turn.reading.sentences
+    for start, stop in spans[:6]:
+        began, began_free, at, widget.panel.case.heat = time.perf_counter(), unhindered(), time.process_time(), None
+        widget.ui.reportBrowser.anchorClicked.emit(host.qt.QUrl(f"sentence:0/{start}-{stop}"))
         host.until(lambda: widget.panel.case.heat is not None or bool(widget.panel.message), 30)
         core.pictures()
         waits.append(time.perf_counter() - began)
+        free.append(unhindered() - began_free)
         cpu.append(time.process_time() - at)
-    for timer in timers:
-        timer.stop()
-    clock.timer.stop()
+    showing = slots(pythonqt.slot_ms)
     message = widget.panel.message
     widget.cleanup()
     return {
-        "gap_p99_ms": float(np.percentile(reading_gaps, 99)), "gap_longest_ms": max(reading_gaps),
-        "ticks": len(reading_gaps), "read_slot_cpu_ms": read_ms, "work_slot_cpu_ms": slots["work"],
-        "draw_slot_cpu_ms": slots["draw"], "heatmap_slot_cpu_ms": max(clock.slots["work"]),
-        "click_to_overlay_s": {"median": float(np.median(waits)), "longest": max(waits)},
+        "gap_p99_ms": float(np.percentile(ticks.free, 99)), "gap_longest_ms": max(ticks.free),
+        "gap_p99_by_the_clock_ms": float(np.percentile(ticks.clock, 99)), "ticks": len(ticks.free),
+        "slot_cpu_ms": reading, "slot_cpu_showing_ms": showing,
+        "click_to_overlay_s": {"median": float(np.median(free)), "longest": max(free)},
+        "click_to_overlay_by_the_clock_s": {"median": float(np.median(waits)), "longest": max(waits)},
         "click_to_overlay_cpu_s": {"median": float(np.median(cpu)), "longest": max(cpu)}, "message": message,
     }  # fmt: skip
+
+
+def slots(times: dict[str, list[float]]) -> dict[str, float]:
+    """The longest call of each slot, the five longest of all."""
+    longest = sorted(((max(ms), name) for name, ms in times.items()), reverse=True)[:5]
+    return {name: round(ms, 2) for ms, name in longest}
 
 
 def done(host: Host, widget: Any, turns: int) -> None:
@@ -120,8 +116,8 @@ def main() -> int:
     found = measured(Host(core), core)
     reached = {
         "gap": found["gap_p99_ms"] <= GAP_MS,
-        "slots": max(found["read_slot_cpu_ms"], found["work_slot_cpu_ms"], found["draw_slot_cpu_ms"]) <= SLOT_MS,
-        "heatmap": found["heatmap_slot_cpu_ms"] <= SHOW_MS,
+        "slots": max(found["slot_cpu_ms"].values()) <= SLOT_MS,
+        "heatmap": max(found["slot_cpu_showing_ms"].values()) <= SHOW_MS,
         "click": found["click_to_overlay_s"]["median"] <= CLICK_S,
         "no message": found["message"] == "",
     }

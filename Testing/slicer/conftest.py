@@ -1,13 +1,17 @@
-"""One Slicer core for all tests of this folder, its scene empty at the start of each."""
+"""One Slicer core for all tests of this folder, its scene empty at the start of each; and one worker for its panels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from MedVLMReaderLib.geometry import Grid
+from MedVLMReaderLib.worker.client import Client
+from MedVLMReaderLib.worker.transport import SubprocessTransport
 from Testing.made_scans import oblique_grid
 from Testing.slicer.core import SlicerCore, missing
 
@@ -44,3 +48,45 @@ def ct(core: SlicerCore, grid: Grid) -> object:
     core.window(node, 300, 50)
     core.show(node)
     return node
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Client]:
+    """A client on pipes; its program is started once for all."""
+    client = Client(SubprocessTransport())
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def scan(core: SlicerCore) -> Any:
+    """As large as a patient, turned, flipped."""
+    grid = oblique_grid((11, 17, 14), (21.0, 16.0, 19.0), axes=(1, 2, 0), signs=(1, -1, 1))
+    values = np.random.default_rng(1).integers(-20, 120, grid.shape).astype(np.int16)
+    values[2:5, 3:6, 8:12] = -900
+    node = core.volume(values, grid.affine, "CT body")
+    core.window(node, 400, 40)
+    core.show(node)
+    return node
+
+
+@pytest.fixture
+def files() -> dict[str, str]:
+    """DICOM instance UID -> file, as Slicer's database knows them; to be filled."""
+    return {}
+
+
+@pytest.fixture
+def panel(core: SlicerCore, scan: Any, worker: Client, tiny_model: Path, files: dict[str, str]) -> Iterator[Any]:
+    """A panel without a view, a tiny model chosen."""
+    from MedVLMReaderLib.panel import Panel
+    from Testing.slicer.driving import settled
+
+    made = Panel(core.scene, worker, file_of=lambda uid: files.get(uid, ""))
+    made._loaded_choice = "", ""
+    made.set(model=str(tiny_model))
+    yield made
+    made._watch.stop()
+    made.gpu.close()
+    made.closing()
+    settled(made)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 import types
+import unittest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ class Application:
     def __init__(self, qt: Any, core: SlicerCore) -> None:
         self.qt, self.core = qt, core
         self.values = qt.QSettings(str(core.folder / "host.ini"), qt.QSettings.IniFormat)
+        self.at_start: list[Callable[[], None]] = []
 
     def settings(self) -> Any:
         return self.values
@@ -32,6 +35,12 @@ class Application:
     def processEvents(self) -> None:
         self.qt.QApplication.processEvents()
 
+    def connect(self, signal: str, call: Callable[[], None]) -> bool:
+        """For `Host.application_started`."""
+        assert signal == "startupCompleted()"
+        self.at_start.append(call)
+        return True
+
 
 class Host:
     """The application, and the module once it is loaded."""
@@ -40,7 +49,16 @@ class Host:
         self.core, self.qt = core, pythonqt.build()
         self.application = self.qt.QApplication.instance() or self.qt.QApplication(["tests"])
         self.agreed = True
+        self.samples: Any = None
+        """Slicer's Sample Data module, see `sample_data`."""
+        os.environ["MEDVLM_HOME"] = str(core.folder / "home")
         self.asked: list[str] = []
+        self.progress: list[Any] = []
+        """Progress dialogs that were made."""
+        self.files: dict[str, str] = {}
+        """DICOM instance UID -> file, as Slicer's database knows them."""
+        self.chosen: list[str] = []
+        """What file dialogs answer, one after the other; "" once they are through: cancelled."""
         self._provide()
 
     def _provide(self) -> None:
@@ -49,7 +67,11 @@ class Host:
         slicer.mrmlScene = self.core.scene
         slicer.util.loadUI = lambda path: pythonqt.UiLoader().load(path)
         slicer.util.childWidgetVariables = self._children
-        slicer.util.confirmYesNoDisplay = self._confirm
+        slicer.util.confirmYesNoDisplay = slicer.util.confirmOkCancelDisplay = self._confirm
+        slicer.util.createProgressDialog = self._progress
+        slicer.dicomDatabase = types.SimpleNamespace(fileForInstance=lambda uid: self.files.get(uid, ""))
+        for asking in ("getExistingDirectory", "getSaveFileName"):
+            setattr(self.qt.QFileDialog, asking, staticmethod(lambda *_: self.chosen.pop(0) if self.chosen else ""))
         words: Any = types.ModuleType("slicer.i18n")
         words.tr = lambda text: text
         words.translate = lambda context, text: text
@@ -67,8 +89,28 @@ class Host:
         self.asked.append(text)
         return self.agreed
 
+    def _progress(
+        self, parent: Any = None, value: int = 0, maximum: int = 100, labelText: str = "", windowTitle: str = "",
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """As slicer.util makes it: a QProgressDialog with these properties."""
+        dialog = self.qt.QProgressDialog()
+        settings = {"minimumDuration": 0, "maximum": maximum, "value": value, "labelText": labelText, **kwargs}
+        for name, content in settings.items():
+            setattr(dialog, name, content)
+        dialog.windowTitle = windowTitle
+        self.progress.append(dialog)
+        return dialog
+
+    def reload(self, widget: Any) -> Any:
+        """What the developer's button does: the old widget is cleaned up, the file read again, a new widget set up."""
+        widget.cleanup()
+        return self.load()
+
     def load(self) -> Any:
         """The module's widget, set up."""
+        if str(MODULE.parent) not in sys.path:
+            sys.path.insert(0, str(MODULE.parent))  # as Slicer does
         spec = importlib.util.spec_from_file_location("MedVLMReader", MODULE)
         assert spec is not None
         assert spec.loader is not None
@@ -81,9 +123,18 @@ class Host:
         panel.setLayout(self.qt.QVBoxLayout())
         widget = module.MedVLMReaderWidget(panel)
         widget.setup()
+        represented = types.SimpleNamespace(self=lambda: widget)
+        slicer: Any = self.core.slicer
+        slicer.modules.medvlmreader = types.SimpleNamespace(widgetRepresentation=lambda: represented)
         return widget
 
-    def until(self, done: Callable[[], bool], seconds: float = 300) -> None:
+    def application_started(self) -> None:
+        """All modules are loaded: Slicer says so once."""
+        calls, self.core.slicer.app.at_start = self.core.slicer.app.at_start, []
+        for call in calls:
+            call()
+
+    def until(self, done: Callable[[], bool], seconds: float = 1500) -> None:
         """Run the event loop until something holds."""
         end = time.monotonic() + seconds
         while not done():
@@ -113,6 +164,6 @@ class ScriptedLoadableModuleLogic:
         pass
 
 
-class ScriptedLoadableModuleTest:
+class ScriptedLoadableModuleTest(unittest.TestCase):
     def delayDisplay(self, text: str) -> None:
         print(text)

@@ -12,6 +12,7 @@ import functools
 import inspect
 import re
 import sys
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets  # noqa: E402
 
 slot_errors: list[str] = []
 failed_connections: list[str] = []
+slot_ms: dict[str, list[float]] = {}
+"""CPU time of this thread that each call of a slot took, by what was connected to what."""
 MODULES = (QtCore, QtGui, QtWidgets)
 HIDDEN = {"Signal", "Slot", "Property", "SIGNAL", "SLOT", "ClassInfo", "QEnum", "QFlag", "Q_ARG"}
+LISTS = {"children", "findChildren"}
 VIRTUAL = {"sizeHint", "minimumSizeHint"}
 ACCEPTED: dict[str, tuple[type, ...]] = {"double": (int, float), "float": (int, float), "QString": (str,)}
 _connections: dict[tuple[int, str], list[tuple[Any, Any, Any]]] = {}
@@ -121,6 +125,7 @@ def connect(self: Any, *args: Any) -> bool:
         print(f"QObject::connect: no such signal {failed_connections[-1]}", file=sys.stderr)
         return False
     name, exact = found
+    label = QtCore.QObject.property(sender, "objectName") or f"{sender.className()} -> {getattr(call, '__name__', '')}"
     given = exact[exact.index("(") + 1 : -1] if exact else normal(signature)[len(name) + 1 : -1]
     taken = _taken(call)
     if taken == 0 and not given:
@@ -129,12 +134,13 @@ def connect(self: Any, *args: Any) -> bool:
         taken = None
 
     def called(*arguments: Any) -> None:
-        passed = () if not given else arguments
+        passed, began = () if not given else arguments, time.thread_time()
         try:
             call(*(passed if taken is None else passed[:taken]))
         except BaseException:
             slot_errors.append(traceback.format_exc())
             traceback.print_exc()
+        slot_ms.setdefault(f"{label}.{normal(signature)}", []).append(1000 * (time.thread_time() - began))
 
     bound = getattr(sender, name)
     if exact and given and len(signals(sender, name)) > 1:
@@ -181,8 +187,8 @@ def _patch_access(cls: Any) -> None:
             ]:
                 return QtCore.QObject.property(self, name)
             raise
-        if name in ("children", "findChildren") and callable(value):
-            return lambda *args: tuple(value(*args))
+        if callable(value) and (name in LISTS or (name == "value" and isinstance(self, QtCore.QSettings))):
+            return lambda *args: tuple(found) if isinstance(found := value(*args), list) else found
         return value
 
     def write(self: Any, name: str, value: Any) -> None:
@@ -261,6 +267,8 @@ def build() -> types.ModuleType:
         _shadow_properties(cls)
     base.name = property(lambda self: self.objectName, lambda self, value: self.setProperty("objectName", value))
     base.delete = lambda self: __import__("shiboken6").delete(self)
+    entries: Any = QtCore.QDir.entryList
+    QtCore.QDir.entryList = lambda self, *args: tuple(entries(self, *args))  # type: ignore[method-assign,assignment]
     qt = types.ModuleType("qt")
     for module in MODULES:
         for name in dir(module):

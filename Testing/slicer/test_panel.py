@@ -4,81 +4,20 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from MedVLMReaderLib import overlay, parameters, results
 from MedVLMReaderLib.mrml import ROLE, matrix_from, nodes
 from MedVLMReaderLib.panel import Panel
 from MedVLMReaderLib.scene import world_affine
-from MedVLMReaderLib.worker.client import Client
-from MedVLMReaderLib.worker.transport import SubprocessTransport
 from Testing.made_scans import oblique_grid
 from Testing.slicer.core import SlicerCore
+from Testing.slicer.driving import read, sentence, settled, until
 from Testing.slicer.looks import census, everything_of_the_user
 from Testing.tiny_model import TINY_TEXT
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Client]:
-    client = Client(SubprocessTransport())
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def scan(core: SlicerCore) -> Any:
-    """As large as a patient, turned, flipped."""
-    grid = oblique_grid((11, 17, 14), (21.0, 16.0, 19.0), axes=(1, 2, 0), signs=(1, -1, 1))
-    values = np.random.default_rng(1).integers(-20, 120, grid.shape).astype(np.int16)
-    values[2:5, 3:6, 8:12] = -900
-    node = core.volume(values, grid.affine, "CT body")
-    core.window(node, 400, 40)
-    core.show(node)
-    return node
-
-
-@pytest.fixture
-def panel(core: SlicerCore, scan: Any, worker: Client, tiny_model: Path) -> Iterator[Panel]:
-    made = Panel(core.scene, worker)
-    made._loaded_choice = "", ""
-    made.set(model=str(tiny_model))
-    yield made
-    made._watch.stop()
-    made.closing()
-    until(worker, lambda: not worker.busy)
-
-
-def until(client: Client, done: Callable[[], bool], seconds: float = 300) -> None:
-    """What a view's timer does, until something holds."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it took too long"
-        client.running.program.transport.poll(0.01)
-        client.advance()
-
-
-def settled(panel: Panel) -> None:
-    until(panel.client, lambda: not panel.client.busy)
-
-
-def read(panel: Panel) -> Panel:
-    panel.read()
-    settled(panel)
-    assert panel.message == ""
-    return panel
-
-
-def sentence(panel: Panel, number: int, turn: int = 0) -> str:
-    kept = panel.case.kept[turn]
-    from MedVLMReaderLib.reading import sentence_spans
-
-    start, stop = sentence_spans(kept.text)[number]
-    return f"sentence:{turn}/{start}-{stop}"
 
 
 def test_the_displayed_volume_is_chosen_and_read(core: SlicerCore, panel: Panel, scan: Any) -> None:

@@ -25,12 +25,6 @@ from Testing.slicer.looks import changed, everything_of_the_user
 
 ROOT = Path(__file__).resolve().parents[2]
 UI = MODULE.parent / "Resources" / "UI" / "MedVLMReader.ui"
-REAL = {  # of Slicer and CTK, their properties and signals as documented
-    "ctkCollapsibleButton": {"text", "collapsed"},
-    "ctkSliderWidget": {"minimum", "maximum", "singleStep", "value", "toolTip"},
-    "qMRMLNodeComboBox": {"nodeTypes", "showHidden", "noneEnabled", "addEnabled", "removeEnabled", "toolTip"},
-    "qMRMLWidget": set(),
-}
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +49,6 @@ def sample(core: SlicerCore) -> Any:
     core.window(node, 400, 40)
     core.show(node)
     return node
-
-
-def test_every_class_and_property_of_the_form_is_a_real_one() -> None:
-    for widget in ElementTree.parse(UI).iter("widget"):
-        name = str(widget.get("class"))
-        if name in REAL:
-            used = {one.get("name") for one in widget.findall("property")}
-            assert used <= REAL[name], name
-        else:
-            assert hasattr(pythonqt.QtWidgets, name), name
 
 
 def test_every_connection_is_made_and_nothing_to_read_is_said(host: Host, view: Any) -> None:
@@ -171,3 +155,70 @@ def test_reading_again_asks_first(host: Host, core: SlicerCore, view: Any) -> No
     assert host.asked[0].startswith("Reading again replaces the report")
     assert not view.panel.client.busy
     host.agreed = True
+
+
+def test_what_is_no_scan_is_said_on_the_form_and_nothing_is_begun(host: Host, core: SlicerCore, view: Any) -> None:
+    import vtk
+
+    labels = core.volume(np.ones((4, 5, 6), np.uint8), np.eye(4), "organs", "LabelMap")
+    colours = core.volume(np.ones((4, 5, 6, 3), np.uint8), np.eye(4), "photo", "Vector")
+    bent, transform = sample(core), core.scene.AddNewNodeByClass("vtkMRMLTransformNode")
+    spline, points, there = vtk.vtkThinPlateSplineTransform(), vtk.vtkPoints(), vtk.vtkPoints()
+    for n, place in enumerate(np.eye(4)[:, :3] * 50):
+        points.InsertNextPoint(place)
+        there.InsertNextPoint(place + n)
+    spline.SetSourceLandmarks(points)
+    spline.SetTargetLandmarks(there)
+    transform.SetAndObserveTransformToParent(spline)
+    bent.SetAndObserveTransformNodeID(transform.GetID())
+    for node, said in ((labels, "is a label map"), (colours, "no grey-valued scan"), (bent, "Harden the transform")):
+        user = everything_of_the_user(core.scene)
+        view.panel.choose_scan(node)
+        view.panel.read()
+        view.draw()
+        assert said in view.ui.messageLabel.text
+        assert not view.panel.client.busy
+        assert everything_of_the_user(core.scene) == user
+
+
+def test_html_in_an_answer_is_shown_letter_by_letter(host: Host, core: SlicerCore, view: Any) -> None:
+    from MedVLMReaderLib.reading import Reading
+    from MedVLMReaderLib.results import Kept
+    from MedVLMReaderLib.session import Turn
+
+    sample(core)
+    host.until(lambda: view.panel.scan is not None)
+    evil = 'Clear. <img src="file:///etc/passwd" onerror="x"> & <a href="https://example.org">here</a>.'
+    reading = Reading("<u>Why?</u>", evil, True, (), (), "<i>m</i>", "1", notes=("<b>Note</b>",))
+    view.panel.case.kept += [
+        Kept(Turn("", reading), np.eye(4), is_report=True), Kept(Turn("<u>Why?</u>", reading), np.eye(4))
+    ]  # fmt: skip
+    view.touched()
+    view.draw()
+    assert evil in view.ui.reportBrowser.plainText
+    assert "<b>Note</b>" in view.ui.reportBrowser.plainText
+    assert "<u>Why?</u>" in view.ui.chatBrowser.plainText
+    assert "<i>m</i>" in view.ui.provenanceLabel.text
+    assert view.ui.findingsEdit.plainText == evil
+    view.ui.reportBrowser.anchorClicked.emit(host.qt.QUrl("https://example.org"))
+    assert "is no place in this scan" in view.panel.message
+
+
+def test_ticked_kinds_are_kept_with_the_scene_and_nothing_is_exported_without_a_report(
+    host: Host, core: SlicerCore, view: Any, tmp_path: Path
+) -> None:
+    sample(core)
+    host.until(lambda: view.panel.scan is not None and not view.dirty)
+    assert view.ui.exportButton.enabled is False
+    assert (view.ui.pdfBox.checked, view.ui.textBox.checked, view.ui.srBox.checked) == (True, True, False)
+    view.ui.srBox.click()
+    view.ui.textBox.click()
+    assert view.panel.settings.kinds == "pdf sr"
+    assert core.save(tmp_path / "scene.mrb")
+    assert core.open(tmp_path / "scene.mrb")
+    view.draw()
+    assert (view.ui.pdfBox.checked, view.ui.textBox.checked, view.ui.srBox.checked) == (True, False, True)
+    host.chosen = [str(tmp_path / "out")]
+    view.export()
+    assert view.panel.message.startswith("There is no report to export")
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,8 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._text, self._collapsed = "", False
-        self.setContentsMargins(4, 26, 4, 4)
+        self._head = QtGui.QFontMetrics(QtWidgets.QApplication.font()).height() + 6
+        self.setContentsMargins(4, self._head + 4, 4, 4)
 
     def _set_text(self, value: str) -> None:
         self._text = value
@@ -26,21 +27,29 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     def _set_collapsed(self, value: bool) -> None:
         if value != self._collapsed:
             self._collapsed = value
-            for child in QtCore.QObject.children(self):
-                if isinstance(child, QtWidgets.QWidget):
-                    child.setVisible(not value)
-            self.setMaximumHeight(24 if value else 16777215)
+            self._apply()
             self.contentsCollapsed.emit(value)
+
+    def _apply(self) -> None:
+        """Closed, it is as high as its title; what is in it keeps its own visibility, as with the real one."""
+        self.setMaximumHeight(24 if self._collapsed else 16777215)
+        self.setMinimumHeight(24 if self._collapsed else 0)
+        self.setSizePolicy(
+            QtWidgets.QSizePolicy.Policy.Preferred,
+            QtWidgets.QSizePolicy.Policy.Fixed if self._collapsed else QtWidgets.QSizePolicy.Policy.Preferred,
+        )
+        self.updateGeometry()
+        self.update()
 
     text = Property(str, lambda self: self._text, _set_text)
     collapsed = Property(bool, lambda self: self._collapsed, _set_collapsed)
 
     def paintEvent(self, event: Any) -> None:
-        painter = QtGui.QPainter(self)
-        painter.fillRect(
-            QtCore.QRect(0, 0, int(QtWidgets.QWidget.size.fget(self).width()), 22), QtGui.QColor(210, 215, 225)
-        )
-        painter.drawText(8, 16, ("▸ " if self._collapsed else "▾ ") + self._text)
+        painter, colours = QtGui.QPainter(self), QtWidgets.QApplication.palette()
+        bar = QtCore.QRect(0, 0, int(QtWidgets.QWidget.size.fget(self).width()), self._head)
+        painter.fillRect(bar, colours.color(QtGui.QPalette.ColorRole.Midlight))
+        painter.setPen(colours.color(QtGui.QPalette.ColorRole.WindowText))
+        painter.drawText(8, self._head - 6, ("▸ " if self._collapsed else "▾ ") + self._text)
         painter.end()
 
 
@@ -95,6 +104,7 @@ class qMRMLNodeComboBox(QtWidgets.QWidget):
     addEnabled = Property(bool, lambda self: False, lambda self, value: None)
     removeEnabled = Property(bool, lambda self: False, lambda self, value: None)
     showHidden = Property(bool, lambda self: False, lambda self, value: None)
+    showChildNodeTypes = Property(bool, lambda self: False, lambda self, value: None)
 
     def setMRMLScene(self, scene: Any) -> None:
         self._scene = scene

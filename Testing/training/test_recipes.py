@@ -47,9 +47,17 @@ def test_a_file_trains_a_pair_that_the_reader_loads_and_a_second_call_has_nothin
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
+    from MedVLMReaderLib.commands.ms_vlm import plan_of
     from MedVLMReaderLib.training.engine import Settings
 
-    assert Settings.from_table(read_recipe(path)["training"]).steps > 100
+    content = read_recipe(path)
+    if content["system"] == "ms_vlm":
+        plan = plan_of(content)
+        stages = [one for one in (plan.dino, plan.masked, plan.bridge, plan.lora) if one]
+    else:
+        stages = [Settings.from_table(content["training"])]
+    assert stages
+    assert all(stage.steps > 100 for stage in stages)
 
 
 @pytest.mark.parametrize(
@@ -68,5 +76,26 @@ def test_what_is_wrong_with_a_file_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
 ) -> None:
     (tmp_path / "tiny.toml").write_text(TINY.replace(old, new))
+    assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[masked]", "[masked]\nshuffle = 1", "[masked] has the key 'shuffle', which does not exist"),
+        ("momentum = 0.99", "momntum = 0.99", "[dino] has the key 'momntum', which does not exist"),
+        ('["axial"]', '["oblique"]', "the planes ['oblique']. Known: axial"),
+        ("patch = 12", "patch = 10", "Pictures of 96"),
+        ("slice_depth = 4", "slice_dept = 4", "slice_dept"),
+        ("pixel_mm = 4.5", "pixel_cm = 4.5", "pixel_cm"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ms_vlm_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    text = (SHIPPED / "made-ms-vlm.toml").read_text().replace("1000149", "1000001").replace("900029", "900001")
+    assert old in text
+    (tmp_path / "tiny.toml").write_text(text.replace(old, new))
     assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 1
     assert said in capsys.readouterr().err

@@ -19,7 +19,6 @@ from MedVLMReaderLib.place import Place
 from MedVLMReaderLib.session import ChatSession
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.volume import View, Volume
-from MedVLMReaderLib.worker.client import history_of
 from MedVLMReaderLib.worker.events import (
     Answered,
     Cancelled,
@@ -34,6 +33,7 @@ from MedVLMReaderLib.worker.events import (
     Verified,
     Word,
 )
+from MedVLMReaderLib.worker.plain import history_of
 from Testing.tiny_model import TINY_TEXT
 from Testing.tiny_scan import tiny_scan
 from Testing.worker.driven import Driven, Told

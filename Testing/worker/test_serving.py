@@ -150,3 +150,16 @@ def test_a_folder_of_which_both_were_killed_is_removed_by_the_next_one(tmp_path,
     used.remove()
     used.remove()
     assert not used.path.exists()
+
+
+def test_the_worker_of_a_killed_launcher_leaves_the_folder_to_the_client_that_lives():
+    folder = PrivateFolder()
+    worker = ByHand(folder.path).greet()
+    worker.say({"request": "sing", "id": 1})
+    worker.heard()
+    for stream in (worker.process.stdin, worker.process.stdout, worker.process.stderr):
+        stream.close()
+    assert worker.process.wait(30) == 0
+    assert folder.path.exists()
+    folder.remove()
+    assert not folder.path.exists()

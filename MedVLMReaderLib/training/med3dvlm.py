@@ -1,0 +1,278 @@
+"""Second and third stage of Med3DVLM: the projector learns to show scans to a decoder, then LoRA adapts the decoder to
+write of them; merged, and saved as published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.cases import Case
+from MedVLMReaderLib.models import dcformer, med3dvlm, siglip
+from MedVLMReaderLib.models.med3dvlm import NAMES, REPORT, Med3DVLM, Sizes
+from MedVLMReaderLib.models.ms_vlm import MSVLM
+from MedVLMReaderLib.models.one_block import IMAGE, spliced
+from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
+from MedVLMReaderLib.training.decoder import LINEARS, decoder_numbers, read_decoder
+from MedVLMReaderLib.training.engine import Settings, fit
+from MedVLMReaderLib.training.objectives import said
+from MedVLMReaderLib.training.prepared import Prepared, prepare
+from MedVLMReaderLib.weights import Checkpoint, renamed
+
+PARTS = "encoder", "projector", "embeddings", "head"
+"""What can be trained as it is, beside LoRA's own weights; the head of a decoder that ties it is its embeddings."""
+PROJECTOR_STAGE, LORA_STAGE = ("projector", "embeddings"), PARTS
+"""What is trained so, as published."""
+UNTOLD = -100
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank changes of the decoder's linear layers. The defaults are the published ones."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    targets: tuple[str, ...] = LINEARS
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.targets) - set(LINEARS)):
+            raise ReaderError(f"[lora] has the target '{unknown[0]}'. Known: {', '.join(LINEARS)}.")
+        if not self.targets or self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ReaderError(f"[lora] that changes nothing: {self}.")
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Lora:
+        """From a table of a configuration, of known keys; ReaderError where a value is of the wrong kind."""
+        kinds = {one.name: type(one.default) for one in fields(cls)}
+        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+        for name, value in kept.items():
+            if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
+                raise ReaderError(f"[lora] has {name} = {table[name]!r}; it should be like {getattr(cls(), name)!r}.")
+        return cls(**kept)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a training changes."""
+
+    trains: tuple[str, ...] = PROJECTOR_STAGE
+    lora: Lora | None = None
+    augment: Augment = NOTHING
+    longest: int = 512
+    """Tokens of image, question and answer together; what is beyond is not learned."""
+    keep_features: bool = False
+    """The encoder reads each scan once, before the training, and the features stay in memory."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.trains) - set(PARTS)):
+            raise ReaderError(f"[model] trains the part '{unknown[0]}'. Known: {', '.join(PARTS)}.")
+        if not self.trains and not self.lora:
+            raise ReaderError("[model] trains nothing, and there is no [lora]. Name parts, or add the table.")
+        if self.keep_features and ("encoder" in self.trains or self.augment != NOTHING):
+            raise ReaderError(
+                "keep_features reads every scan once: it goes with neither a trained encoder nor [augment]."
+            )
+
+
+# ---- The network with its loss --------------------------------------------------------------------------------------
+
+
+class Taught(nn.Module):
+    """A Med3DVLM with the loss of its answers, each word from the scan and what stands before it."""
+
+    def __init__(self, model: Med3DVLM, stage: Stage) -> None:
+        super().__init__()
+        self.model, self.augment = model.requires_grad_(False), stage.augment
+        if stage.lora:
+            adapted(model.decoder, stage.lora)
+        for part in stage.trains:
+            _part(model, part).requires_grad_(True)
+        decoder = self.state_dict(keep_vars=True).items()  # with the names of what is tied
+        self.elsewhere = frozenset(n for n, one in decoder if n.startswith("model.decoder.") and not one.requires_grad)
+        self._no_split_modules = [*(model.decoder._no_split_modules or ()), "Block"]  # where FSDP may cut
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, labels: Tensor, blocks: Tensor | None = None, low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """From (batch, length) tokens and the scans' blocks, or their features."""
+        if blocks is not None:
+            low, high = self.model.features(changed(blocks, self.augment) if self.training else blocks)
+        decoder = self.model.decoder
+        given = spliced(decoder.get_input_embeddings()(ids), self.model.projector(low, high))
+        hidden = decoder.model(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state
+        told = labels[:, 1:]
+        counted = told != UNTOLD
+        return {"words": said(decoder.lm_head(hidden[:, :-1][counted]), told[counted])}
+
+
+def _part(model: Med3DVLM, name: str) -> Any:
+    decoder = model.decoder
+    parts = {"encoder": model.encoder, "projector": model.projector, "embeddings": decoder.get_input_embeddings()}
+    return parts.get(name) or decoder.get_output_embeddings()
+
+
+def adapted(decoder: Any, lora: Lora) -> None:
+    """Put LoRA's weights beside those of the decoder's layers; they alone are then trained."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = rf"model\.layers\..*\.({'|'.join(lora.targets)})"
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none"
+    )
+    inject_adapter_in_model(config, decoder)
+
+
+def merge(model: Med3DVLM | MSVLM) -> None:
+    """Add what LoRA learned to the decoder's own weights, and take its layers away."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(model.decoder.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()  # type: ignore[operator]
+            model.decoder.set_submodule(name, layer.get_base_layer())
+
+
+# ---- What it learns from --------------------------------------------------------------------------------------------
+
+
+class Exchanges:
+    """Scans with a question, or the request for a report, and what is to be said."""
+
+    def __init__(self, cases: Sequence[Case], model: Med3DVLM, longest: int, scan: Callable[[str], dict[str, Tensor]]
+                 ) -> None:  # fmt: skip
+        self.cases, self.tokenizer, self.longest, self.scan = cases, model.tokenizer, longest, scan
+        self.image = IMAGE * model.sizes.tokens
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        case = self.cases[n]
+        ids, start = self.written(case)
+        return {"name": case.place, "ids": ids, "start": start, **self.scan(case.volume)}
+
+    def written(self, case: Case) -> tuple[list[int], int]:
+        """Tokens as the reader asks and the model is to answer, and where the answer starts."""
+        asked = self.tokenizer(self.image + (f" {case.asked}" if case.question else REPORT))["input_ids"]
+        answer = case.expected if case.question else case.report
+        told = self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+        return [*asked, *told, self.tokenizer.eos_token_id][: self.longest], len(asked)
+
+
+def collated(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch: rows are filled at their end."""
+    longest = max(len(row["ids"]) for row in rows)
+    ids, labels = (torch.full((len(rows), longest), fill) for fill in (0, UNTOLD))
+    for n, row in enumerate(rows):
+        length, start = len(row["ids"]), row["start"]
+        ids[n, :length] = labels[n, :length] = torch.tensor(row["ids"])
+        labels[n, :start] = UNTOLD
+    mask = (torch.arange(longest) < torch.tensor([[len(row["ids"])] for row in rows])).long()
+    scans = {name: torch.stack([row[name] for row in rows]) for name in ("blocks", "low", "high") if name in rows[0]}
+    return {"name": [row["name"] for row in rows], "ids": ids, "mask": mask, "labels": labels, **scans}
+
+
+def _blocks(prepared: Prepared) -> Callable[[str], dict[str, Tensor]]:
+    return lambda name: {"blocks": torch.tensor(prepared.of(name)).float()[None] / 255}
+
+
+@torch.no_grad()
+def _features(cases: Sequence[Case], prepared: Prepared, model: Med3DVLM) -> Callable[[str], dict[str, Tensor]]:
+    """What the encoder sees in each scan, read once."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for name in dict.fromkeys(case.volume for case in cases):
+        low, high = model.eval().features(_blocks(prepared)(name)["blocks"][None])
+        kept[name] = {"low": low[0].float().cpu(), "high": high[0].float().cpu()}
+    return kept.__getitem__
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+
+def train(
+    cases: Sequence[Case], model: Med3DVLM, stage: Stage, settings: Settings, folder: Path, *,
+    skip_faulty: bool = False, minutes: float = 1e9,
+) -> bool:  # fmt: skip
+    """Train on reports and questions; True when finished, then with the merged model as published in folder/model."""
+    prepared = Prepared(folder / "blocks", model.recipe)
+    kept, left_out = prepare(cases, prepared, skip=skip_faulty)
+    for fault in left_out:
+        print(f"Left out: {fault}")
+    if len(kept) < settings.batch:
+        raise ReaderError(f"{len(kept)} cases cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
+    scan = _features(kept, prepared, model) if stage.keep_features else _blocks(prepared)
+    rows = Exchanges(kept, model, stage.longest, scan)
+    _check_room(rows, stage.longest)
+    torch.manual_seed(settings.seed)  # LoRA's first weights
+    if not fit(Taught(model, stage), rows, collated, settings, folder, minutes=minutes):
+        return False
+    merge(model)
+    save(model, folder / "model")
+    return True
+
+
+def _check_room(rows: Exchanges, longest: int) -> None:
+    """ReaderError where image and question leave no room for any of an answer."""
+    for case in rows.cases:
+        if (start := rows.written(case)[1]) >= longest:
+            raise ReaderError(
+                f"{case.place}: image and question take {start} tokens of {longest}, and nothing is left for the "
+                "answer. Raise 'longest' in [model], or leave the case out."
+            )
+
+
+def assembled(pair: Path, decoder: Path, low: Sequence[int], high: Sequence[int], layers: int, seed: int) -> Med3DVLM:
+    """A model to begin with: the encoder of a trained pair, a language model, and an untrained mixer between them."""
+    eyes = siglip.load(Checkpoint(pair, pair.name, "start"))
+    vision = dcformer.Sizes.found({n: tuple(t.shape) for n, t in eyes.vision_encoder.state_dict().items()})
+    try:
+        sizes = Sizes(eyes.recipe.shape, vision, tuple(low), tuple(high), layers)
+    except ValueError as error:
+        raise ReaderError(f"The pair '{pair}' and the mixer in [model] make no Med3DVLM: {error}.") from None
+    writer, tokenizer = read_decoder(decoder)
+    torch.manual_seed(seed)
+    model = Med3DVLM(sizes, writer, tokenizer)
+    model.encoder.load_state_dict(eyes.vision_encoder.state_dict())
+    return model
+
+
+def started(folder: Path) -> Med3DVLM:
+    """A model of the published layout, to go on from."""
+    return med3dvlm.load(Checkpoint(folder, folder.name, "start"))
+
+
+def save(model: Med3DVLM, folder: Path) -> None:
+    """Write the model in the published layout: config.json, tokenizer.json, weights in files of at most 5 GB."""
+    from huggingface_hub import save_torch_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    backwards = {ours: theirs for theirs, ours in NAMES.items() if ours != "decoder.model."}
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if model.decoder.config.tie_word_embeddings:
+        del state["decoder.lm_head.weight"]
+    save_torch_state_dict(renamed(state, {**backwards, "decoder.": ""}), folder, max_shard_size="5GB")
+    model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(_config(model), indent=1) + "\n")
+
+
+def _config(model: Med3DVLM) -> dict[str, Any]:
+    """The fields of the published config.json."""
+    sizes = model.sizes
+    (depth, rows, columns), widths = sizes.shape, sizes.vision.widths
+    low, high = (k * j * i for k, j, i in sizes.grids)
+    return {
+        **decoder_numbers(model.decoder.config), "model_type": "vlm_qwen", "architectures": ["VLMQwenForCausalLM"],
+        "eos_token_id": model.tokenizer.eos_token_id, "input_size": [rows, columns, depth],
+        "vision_tower": "dcformer", "vision_select_layer": -2, "vision_select_feature": "cls_patch",
+        "mm_projector_type": "mixer", "mm_mlp_depth": sizes.layers, "proj_out_num": sizes.tokens,
+        "mm_hidden_size": widths[-1], "low_output_size": list(sizes.low), "high_output_size": list(sizes.high),
+        "low_input_size": [low, widths[-2]], "high_input_size": [high, widths[-1]], "torch_dtype": "float32",
+    }  # fmt: skip
