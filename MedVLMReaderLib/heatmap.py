@@ -39,10 +39,11 @@ def combined(heats: Sequence[Volume]) -> Volume:
 
 
 def softened(heat: Volume, grids: Sequence[Grid]) -> Volume:
-    """A combined heatmap, each place averaged with what lies around it by a Gaussian of half a cell; same sum.
+    """A combined heatmap, each place averaged with those around it: a Gaussian of half a cell of the finest grid.
 
-    Only where several grids hold the same places, as the planes of one scan do: there a lone thin cell of one would
-    outweigh a place on which the others agree. Slices side by side stay as they are: nothing was seen between them.
+    The sum stays. Only where several grids hold the same places, as the planes of one scan do: there a lone thin cell
+    of one would outweigh a place on which the others agree. Slices side by side stay as they are: nothing was seen
+    between them.
     """
     cells_mm3, sizes = [abs(float(np.linalg.det(grid.affine[:3, :3]))) for grid in grids], [g.shape for g in grids]
     filled = sum(cell * float(np.prod(shape)) for cell, shape in zip(cells_mm3, sizes, strict=True))
@@ -51,8 +52,10 @@ def softened(heat: Volume, grids: Sequence[Grid]) -> Volume:
         return heat
     from scipy import ndimage
 
-    sigma_mm = float(np.mean(cells_mm3)) ** (1 / 3) / 2
-    values = ndimage.gaussian_filter(heat.values.astype(np.float64), sigma_mm / heat.grid.spacing, truncate=3.0)
+    sigma_mm = min(cells_mm3) ** (1 / 3) / 2
+    values = ndimage.gaussian_filter(
+        heat.values.astype(np.float64), sigma_mm / heat.grid.spacing, mode="constant", truncate=3.0
+    )
     return replace(heat, values=(values * (heat.values.sum() / values.sum())).astype(np.float32))
 
 

@@ -23,6 +23,9 @@ from MedVLMReaderLib.verdict import REGIONS as REGIONS
 from MedVLMReaderLib.verdict import Verdict as Verdict
 from MedVLMReaderLib.volume import View, Volume
 
+SHARE = 0.2
+"""Cells around the peak with this share of it belong to the region: a smaller one would leave a rim of what is to be
+painted over, and take the paint from it."""
 MOST = 0.05
 """A region is no larger than this share of the scan: of a flat map, its highest cells."""
 
@@ -63,14 +66,14 @@ def _likelihood(model: Model, seen: Seen, messages: Sequence[Message], ids: Sequ
 
 
 def highlighted(heat: Volume, volumes: Sequence[Volume]) -> Volume:
-    """The cells around the heatmap's peak that hold at least half of it, as a small volume of 0 and 1.
+    """The cells around the heatmap's peak that hold at least SHARE of it, as a small volume of 0 and 1.
 
     At most MOST of the scan. Raises ReaderError where none of them lies in the scan.
     """
     values = np.where(np.isfinite(heat.values), heat.values, 0)
     most = max(1, int(MOST * sum(_volume_ml(v, everything=True) for v in volumes) / _cell_ml(heat.grid)))
     limit = np.partition(values.ravel(), -most)[-most] if most < values.size else 0.0
-    high = values >= max(float(values.max()) / 2, float(limit), 1e-12)
+    high = values >= max(float(values.max()) * SHARE, float(limit), 1e-12)
     labels, _ = ndimage.label(high, np.ones((3, 3, 3)))
     peak = np.rint(heat.grid.to_index(heat.peak())).astype(int)
     chosen = labels == labels[tuple(peak)]

@@ -199,6 +199,15 @@ def reading(seeds: str) -> dict[str, Any]:
     return dict(json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout))
 
 
+def pointing(seeds: str) -> dict[str, Any]:
+    """How well its heatmaps point, the best way of looking beside the raw last layer on the same studies."""
+    print("Its heatmaps ...", file=sys.stderr, flush=True)
+    command = [*COMMAND, "evaluate", "heatmaps", "--seeds", seeds, "--json"]
+    found = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    best, last = (found["methods"][way]["pointing"]["value"] for way in (found["best"], "last layer"))
+    return {"pointing_best": best, "pointing_last_layer": last, "built_in_heatmaps": found}
+
+
 def main() -> int:
     """One JSON object on stdout; what is going on and the table of targets on stderr; 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -214,7 +223,7 @@ def main() -> int:
     found = headline(benchmarks)
     told = {**found, **benchmarks, "costs": [one.plain() for one in paid]}
     if options.seeds and options.only is None:
-        told["built_in_model"] = reading(options.seeds)
+        told |= {"built_in_model": reading(options.seeds), **pointing(options.seeds)}
     print(json.dumps(told))
     rows = [one for one in TARGETS if one.benchmark in wanted]
     print(*(one.row(found[one.name], benchmarks[one.benchmark]) for one in rows), *paid, sep="\n", file=sys.stderr)

@@ -46,7 +46,7 @@ def heat_on(scan: Volume, at: tuple[int, int, int], shape: tuple[int, int, int] 
     return Volume(values / values.sum(), scan.grid.resize(shape))
 
 
-def test_the_highlighted_region_is_what_holds_half_the_peak_around_it(torso):
+def test_the_highlighted_region_is_what_holds_a_share_of_the_peak_around_it(torso):
     heat = heat_on(torso, (4, 5, 3))
     heat.values[9, 9, 9] = heat.values.max() * 0.9  # as high, but apart
     region = highlighted(heat, [torso])

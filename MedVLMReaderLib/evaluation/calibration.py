@@ -48,8 +48,8 @@ def calibrate(reader: Reader, seeds: Sequence[int], progress: Progress | None = 
     for case in cases(reader, seeds[:half], _part(progress, 0, len(seeds))):
         for weighed in WEIGHED:
             maps = head_maps(reader, case, weighed)
-            scored = sum(_scores(maps[:, :, n], case, n) for n in range(len(case.spans)))
-            total[weighed] = total.get(weighed, 0) + scored
+            scored = np.sum([_scores(maps[:, :, n], case, n) for n in range(len(case.spans))], axis=0)
+            total[weighed] = total.get(weighed, np.zeros_like(scored)) + scored
     if not total:
         raise ReaderError(f"The first {half} of these studies have no finding. Take more seeds.")
     choices = [one for weighed in WEIGHED for one in _choices(total[weighed], weighed)]
@@ -70,7 +70,7 @@ def calibrate(reader: Reader, seeds: Sequence[int], progress: Progress | None = 
 
 
 def _choices(total: Array, weighed: bool) -> list[_Choice]:
-    best: list[Head] = sorted(np.ndindex(total.shape), key=lambda head: -total[head])  # type: ignore[arg-type]
+    best: list[Head] = sorted(np.ndindex(total.shape), key=lambda head: -total[head])
     few = {f"the {k} heads that localise best": best[:k] for k in COUNTS if k <= len(best)}
     few[LATER] = [head for head in best if head[0] >= total.shape[0] // 2]
     return [_Choice(name, weighed, heads) for name, heads in few.items()]
@@ -82,7 +82,7 @@ def _try(choice: _Choice, maps: Array, case: Case) -> None:
     for n in range(len(case.spans)):
         hit = _points(together[n], case, n)
         choice.hits.append(hit)
-        choice.scores.append(hit + _mass(together[n], _near(case, n)))
+        choice.scores.append(hit + float(_mass(together[n], _near(case, n))))
 
 
 def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
