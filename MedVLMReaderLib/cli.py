@@ -345,8 +345,8 @@ def _evaluate(commands: Commands) -> None:
         commands, "evaluate", "evaluate:evaluate", "measure how well a model reads",
         "phantom, heatmaps and verification: on made studies with known findings. retrieval, report and vqa: as the\n"
         "papers measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label\n"
-        "maps of one folder against those of another. classification: a table of scores, or what a pair says of labels\n"
-        "that it was never taught, against a table of true ones. Every figure has its 95 % interval.",
+        "maps of one folder against those of another. classification: a table of scores, or what a pair says of\n"
+        "labels that it was never taught, against a table of true ones. Every figure has its 95 % interval.",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
         "evaluate heatmaps --seeds 500000-500299 --kept heatmaps.jsonl",
