@@ -81,12 +81,12 @@ def checked_config(
     A field of `fixed` would change the network and may be left out or have the one value that is computed here.
     """
     config, where, wanted = written_config(folder), f"'{folder / 'config.json'}'", set(needed)
+    for name, value in fixed.items():  # first, as one of another system has other fields too
+        if config.get(name, value) != value:
+            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
     only(config, (*wanted, *fixed, *others), where)
     if missing := sorted(wanted - set(config)):
         raise ReaderError(f"{where} lacks {', '.join(missing)}. Get the model again.")
-    for name, value in fixed.items():
-        if config.get(name, value) != value:
-            raise ReaderError(f"{where} has {name} {config[name]!r}; only {value!r} can be read.")
     return config
 
 
