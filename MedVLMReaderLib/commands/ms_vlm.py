@@ -29,8 +29,9 @@ def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
     """The plan of a file. ReaderError for a key that does not exist, or sizes that do not fit."""
     from MedVLMReaderLib.models.ms_vlm import Sizes, Template
     from MedVLMReaderLib.preparation import Recipe
-    from MedVLMReaderLib.training.bridge import RANKS, Lora
+    from MedVLMReaderLib.training.bridge import RANKS
     from MedVLMReaderLib.training.dino import HeadSizes, Views
+    from MedVLMReaderLib.training.med3dvlm import Lora
     from MedVLMReaderLib.training.ms_vlm import Plan
     from MedVLMReaderLib.volume import PLANES
 

@@ -15,7 +15,7 @@ Group = tuple[str, list[tuple[str, Mapping[str, Any]]]]
 
 
 def groups(figures: Mapping[str, Any], above: str = "") -> Iterator[Group]:
-    """(name, [(name, {"value", "low", "high"}), ...]) of each group that has figures; no value, no entry."""
+    """(name, [(name, {"value", "low", "high"}), ...]) of each group; figures without a value left out."""
     own = [(name.replace("_", " "), one) for name, one in figures.items()
            if isinstance(one, Mapping) and one.get("value") is not None]  # fmt: skip
     if own:

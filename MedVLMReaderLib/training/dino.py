@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,7 +67,7 @@ class Dino(nn.Module):
     def __init__(self, encoder: SliceEncoder, sizes: HeadSizes, views: Views, *, momentum: float = 0.996,
                  warm: float = 0.1, cold: float = 0.04) -> None:  # fmt: skip
         super().__init__()
-        width = encoder.pos_embed.shape[-1]
+        width, self.patch = encoder.pos_embed.shape[-1], encoder.patch
         self.student = nn.ModuleDict({"encoder": encoder, "head": Head(width, sizes)})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.views, self.momentum, self.warm, self.cold = views, momentum, warm, cold
@@ -76,7 +77,7 @@ class Dino(nn.Module):
         """The loss of a batch of slices (slices, channels, size, size)."""
         if self.training:
             self._follow()
-        views, patch = self.views, self.student["encoder"].patch
+        views, patch = self.views, self.patch
         small = views.size or max(patch, int(pictures.shape[-1] * 0.43) // patch * patch)
         large = [view(pictures, views.large, pictures.shape[-1], views) for _ in range(2)]
         parts = [view(pictures, views.small, small, views) for _ in range(views.few)]
@@ -99,8 +100,8 @@ class Dino(nn.Module):
         """The teacher moves a little towards the student, as it is after the step before."""
         for own, leader in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             own.lerp_(leader, 1 - self.momentum)
-        for own, leader in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-            own.copy_(leader)
+        for kept, newest in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            kept.copy_(newest)
 
     def _recentre(self, mean: Tensor) -> None:
         if processes() > 1:
@@ -116,7 +117,8 @@ def said_of(pair: nn.ModuleDict, pictures: Tensor) -> Tensor:
 
 def view(pictures: Tensor, share: tuple[float, float], size: int, views: Views) -> Tensor:
     """(slices, channels, size, size): of each slice another square part, a little turned and of other greys."""
-    count, like = len(pictures), {"device": pictures.device, "dtype": pictures.dtype}
+    count = len(pictures)
+    like: dict[str, Any] = {"device": pictures.device, "dtype": pictures.dtype}
     side = torch.empty(count, **like).uniform_(*share)
     angle = torch.empty(count, **like).uniform_(-views.turn, views.turn) * (math.pi / 180)
     middle = (2 * torch.rand(2, count, **like) - 1) * (1 - side)  # the part lies within the slice
@@ -132,6 +134,6 @@ def new_encoder(sizes: Sizes, seed: int) -> SliceEncoder:
     """An untrained slice encoder, started as DINO starts it."""
     torch.manual_seed(seed)
     encoder = SliceEncoder(sizes)
-    for one in (encoder.pos_embed, encoder.cls_token):
-        nn.init.trunc_normal_(one, std=0.02)
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    nn.init.trunc_normal_(encoder.cls_token, std=0.02)
     return encoder

@@ -21,7 +21,7 @@ from MedVLMReaderLib.models.domain import Domain, statistics
 from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, SliceEncoder, Template, ZFormer
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.shards import Shards
-from MedVLMReaderLib.training.bridge import RANKS, Exchanges, Lora, kept_features, train_bridge, train_lora
+from MedVLMReaderLib.training.bridge import RANKS, Exchanges, kept_features, train_bridge, train_lora
 from MedVLMReaderLib.training.dino import Dino, HeadSizes, Views, new_encoder
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
 from MedVLMReaderLib.training.features import planes_of
@@ -33,6 +33,7 @@ from MedVLMReaderLib.training.masked_slices import (
     class_tokens,
     stacks_together,
 )
+from MedVLMReaderLib.training.med3dvlm import Lora
 from MedVLMReaderLib.training.slice_stacks import Slices, Stacks, pictures_together
 from MedVLMReaderLib.weights import DECODER_FIELDS, filled_decoder, new_decoder, read_tokenizer
 
