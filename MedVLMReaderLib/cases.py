@@ -119,6 +119,55 @@ def findings_of(text: str) -> str:
     return text.strip()
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Volumes with a number for each label: 0 or 1 where it is known, a score from 0 to 1 where a model says it."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[float, ...]], ...]
+    """Of each volume its path, and the numbers in the order of `names`."""
+
+    @property
+    def by_volume(self) -> dict[str, tuple[float, ...]]:
+        return dict(self.rows)
+
+
+def read_labels(path: Path, root: Path | None = None, *, known: bool = True) -> Labels:
+    """A CSV of a column `volume` (or CT-RATE's `VolumeName`) and a column a label.
+
+    ReaderError, with the rows, where a number is not 0 or 1 (`known`), or not from 0 to 1.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns, rows = list(table.fieldnames or ()), list(table)
+    except OSError as error:
+        raise ReaderError(f"'{path}' cannot be read ({error.strerror}).") from error
+    except (ValueError, csv.Error) as error:
+        raise ReaderError(f"'{path}' is no table of labels ({error}). Save it as CSV in UTF-8.") from error
+    first = next((name for name in ("volume", "VolumeName") if name in columns), None)
+    names = tuple(name for name in columns if name != first)
+    if first is None or not names or not rows:
+        raise ReaderError(f"'{path}' should have a column 'volume', a column for each label, and a row a volume.")
+    wrong = [f"row {n}" for n, row in enumerate(rows, 2) if not all(_is_label(row[name], known) for name in names)]
+    if wrong:
+        allowed = "0 or 1" if known else "from 0 to 1"
+        raise ReaderError(f"'{path}' has labels that are not {allowed}: {', '.join(wrong[:10])}. Mend them.")
+    below = root or path.parent
+    found = [(_found(below, row[first]), tuple(float(row[name]) for name in names)) for row in rows]
+    if len(dict(found)) < len(found):
+        raise ReaderError(f"'{path}' names a volume twice. Keep one row of each.")
+    return Labels(names, tuple(found))
+
+
+def _is_label(text: str | None, known: bool) -> bool:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return False
+    return number in (0.0, 1.0) if known else 0 <= number <= 1
+
+
 def _maker(columns: Sequence[str], path: Path) -> Callable[[Row, Path, str], Case]:
     """What turns a row into a case, by the columns of its table."""
     for needed, make in _TABLES:

@@ -345,7 +345,8 @@ def _evaluate(commands: Commands) -> None:
         commands, "evaluate", "evaluate:evaluate", "measure how well a model reads",
         "phantom, heatmaps and verification: on made studies with known findings. retrieval, report and vqa: as the\n"
         "papers measure, on a data set (CSV or JSON, see docs/evaluation.md) or on made studies. segmentation: label\n"
-        "maps of one folder against those of another. Every figure has its 95 % interval.",
+        "maps of one folder against those of another. classification: a table of scores, or what a pair says of\n"
+        "labels that it was never taught, against a table of true ones. Every figure has its 95 % interval.",
         "evaluate phantom --seeds 900000-900049",
         "evaluate phantom --seeds 900000-900049 --model my-model --json --out figures.json",
         "evaluate heatmaps --seeds 500000-500299 --kept heatmaps.jsonl",
@@ -354,7 +355,8 @@ def _evaluate(commands: Commands) -> None:
     )  # fmt: skip
     command.add_argument(
         "what",
-        choices=["phantom", "heatmaps", "verification", "domain", "retrieval", "report", "vqa", "segmentation"],
+        choices=["phantom", "heatmaps", "verification", "domain", "retrieval", "report", "vqa", "segmentation",
+                 "classification"],
         help="phantom: made studies; heatmaps: which way of looking points at what a sentence says; verification: "
         "whether it tells true sentences from exchanged ones; domain: whether it flags scans that it has not learned "
         "to read",
@@ -377,10 +379,13 @@ def _evaluate(commands: Commands) -> None:
     command.add_argument("--answers", type=Path, metavar="FILE", help="keep answers there, and go on from them")
     command.add_argument("--wordnet", type=Path, metavar="DIR", help="WordNet's folder, for METEOR")
     command.add_argument("--bert", type=Path, metavar="DIR", help="folder of a BERT-like model, for BERTScore")
-    command.add_argument("--found", type=Path, metavar="DIR", help="of segmentation: the label maps")
-    command.add_argument("--true", type=Path, metavar="DIR", help="of segmentation: the true ones, of the same names")
+    command.add_argument(
+        "--found", type=Path, metavar="PATH", help="of segmentation: the label maps; of classification: the scores"
+    )
+    command.add_argument("--true", type=Path, metavar="PATH", help="the true ones: label maps of the same names; a CSV")
     _model(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="also keep the figures there, as JSON")
+    command.add_argument("--figure", type=Path, metavar="FILE", help="also draw them there, as PNG")
 
 
 def _export(commands: Commands) -> None:

@@ -85,24 +85,22 @@ class OnlyMatching(LogitsProcessor):
         if self.expression.fullmatch(text):
             kept += self.ends
         order = torch.argsort(scores[0], descending=True).tolist()
-        kept += self._allowed(written, order[:NEARBY]) or ([] if kept else self._any(written, order[NEARBY:]))
+        likely = (token for token in order[:NEARBY] if self._may_follow(written, text, token))
+        kept += islice(likely, KEPT)
+        if not kept:
+            rest = (token for token in order[NEARBY:] if self._may_follow(written, text, token))
+            kept += islice(rest, 1)
         if not kept:
             raise ReaderError("The model has no token with which its JSON could go on. Use the sentences instead.")
         only = torch.full_like(scores, -torch.inf)
         only[:, kept] = scores[:, kept]
         return only
 
-    def _allowed(self, written: list[int], tokens: Sequence[int]) -> list[int]:
-        return list(islice((token for token in tokens if self._may_follow(written, token)), KEPT))
-
-    def _any(self, written: list[int], tokens: Sequence[int]) -> list[int]:
-        first = next((token for token in tokens if self._may_follow(written, token)), None)
-        return [] if first is None else [first]
-
-    def _may_follow(self, written: list[int], token: int) -> bool:
+    def _may_follow(self, written: list[int], before: str, token: int) -> bool:
+        """Whether a token adds to what is written, `before`, and a match can still come of it."""
         if token in self.ends:
             return False
-        before, text = self._text(written), self._text([*written, token])
+        text = self._text([*written, token])
         if text == before or text.endswith("\N{REPLACEMENT CHARACTER}"):
             return False
         return self.expression.fullmatch(text, partial=True) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from MedVLMReaderLib import ReaderError, results, scene, transcript
 from MedVLMReaderLib.case import Case
 from MedVLMReaderLib.ground import said
 from MedVLMReaderLib.mrml import Node
-from MedVLMReaderLib.reading import write_whole
+from MedVLMReaderLib.reading import Reading, Span, write_whole
 from MedVLMReaderLib.report import Report, report_of_chat, report_turn, sections_of
 from MedVLMReaderLib.sight import Sight
 from MedVLMReaderLib.state import STAGES
@@ -77,9 +78,7 @@ class Paper(Sight):
         number = _report_turn(case)
         node, report = self._node(case), exported_report(case, number)
         files = self._files(node, kinds)
-        heat = case.heat if case.heat is not None and case.heat.turn == number else None
-        kept = case.kept[number].turn.reading
-        reading, words = (heat.reading, heat.words) if heat and heat.reading.text == kept.text else (kept, None)
+        reading, words = _as_shown(case, number)
         study = None if WORDS_ALONE.issuperset(kinds) else self.client.hold(scene.volume_from(node))
         self.message, self.note, self.status = "", "", STAGES["export"]
         self.client.export(
@@ -118,6 +117,15 @@ class Paper(Sight):
             if needed:
                 raise
             return []
+
+
+def _as_shown(case: Case, number: int) -> tuple[Reading, Span | None]:
+    """The reading of turn `number`, and the words of the heatmap that is shown, by whose method it then is alone."""
+    reading, heat = case.kept[number].turn.reading, case.heat
+    if heat is None or heat.turn != number or heat.reading.text != reading.text:
+        return reading, None
+    shown = tuple(trace for trace in heat.reading.traces if trace.method == heat.method)
+    return replace(heat.reading, traces=shown), heat.words
 
 
 def _report_turn(case: Case) -> int:

@@ -12,35 +12,20 @@ from typing import Any
 
 from MedVLMReaderLib import ReaderError, __version__
 from MedVLMReaderLib.reading import Reading, write_whole
+from MedVLMReaderLib.sections import HEADING, Section, cleaned, sections_of
 from MedVLMReaderLib.session import ChatSession
 from MedVLMReaderLib.structured import StructuredFinding, standing
 
+__all__ = [
+    "BANNER", "FILE", "UNSIGNED", "Edit", "Provenance", "Report", "Section", "report_of", "report_of_chat",
+    "report_turn", "sections_of",
+]  # fmt: skip
 FORMAT, FILE = 1, "report.json"
 BANNER = "AI generated draft, not for clinical use"
 """Stands in every export, inside it."""
 UNSIGNED = "Nobody has signed or checked this report."
-HEADINGS = {
-    "findings": "Findings", "impression": "Impression", "impressions": "Impression", "conclusion": "Conclusion",
-    "conclusions": "Conclusion", "summary": "Summary", "technique": "Technique", "comparison": "Comparison",
-    "indication": "Indication", "history": "History", "recommendation": "Recommendations",
-    "recommendations": "Recommendations",
-}  # fmt: skip
-REMARKS, QUESTIONS = "Remarks", "Questions and answers"
-"""Headings of our own: for what stands before the first heading, and for the rest of a chat."""
-_NAMES = "|".join(sorted(HEADINGS, key=len, reverse=True))
-_HEADING = re.compile(
-    rf"(?:^|(?<=[.!?]\s)(?=[*#_]*[A-Z]))[ \t]*[*#_]*[ \t]*({_NAMES})[*_]*[ \t]*(?::[*_]*[ \t]*|$)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report."""
-
-    heading: str
-    text: str
+QUESTIONS = "Questions and answers"
+"""Heading of the rest of a chat."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +100,13 @@ class Report:
         return standing(self.listed, "\n".join(section.text for section in self.sections))
 
     @property
+    def verdicts(self) -> tuple[str, ...]:
+        """A line for each sentence that verification has decided on."""
+        said = {True: "Supported by the image", False: "Not supported by the image"}
+        decided = {one.sentence: one.supported for one in self.findings if one.supported is not None}
+        return tuple(f"{said[supported]}: {sentence}" for sentence, supported in decided.items())
+
+    @property
     def conclusion(self) -> str:
         """The impression, conclusion or summary; "" where the report has none."""
         return next((text for name in ("Impression", "Conclusion", "Summary") if (text := self[name])), "")
@@ -156,6 +148,7 @@ class Report:
         """Plain text."""
         top = [f"{BANNER.upper()}. {UNSIGNED}", *(f"Note: {note}" for note in self.provenance.notes), *self._asked]
         parts = [f"{one.heading}\n{one.text or '(nothing)'}" for one in self.sections]
+        parts += ["\n".join(["Verification", *self.verdicts])] if self.verdicts else []
         return "\n\n".join([*top, *parts, self.said]) + "\n"
 
     def markdown(self, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -165,7 +158,10 @@ class Report:
         parts = [f"## {_marked(one.heading)}\n\n{_marked(one.text) or '(nothing)'}" for one in self.sections]
         shown = [f"![{_marked(' '.join(words.split()))}]({name})" for words, name in pictures]
         images = ["## Key images\n\nAttention, not findings.", *shown] if shown else []
-        return "\n\n".join(["# Report", *top, *parts, *images, f"*{_marked(self.said)}*"]) + "\n"
+        verdicts = ["## Verification", *(f"- {_marked(line)}" for line in self.verdicts)] if self.verdicts else []
+        edits = ["## Edits", *(_marked_edit(edit) for edit in self.edits)] if self.edits else []
+        said = f"*{_marked(self.said)}*"
+        return "\n\n".join(["# Report", *top, *parts, *verdicts, *images, *edits, said]) + "\n"
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready; `from_plain` reads it back."""
@@ -249,7 +245,7 @@ def report_of_chat(session: ChatSession, number: int | None = None) -> Report:
 
 def report_turn(session: ChatSession) -> int:
     """Which answer of a chat is its report: the last one with headings, else the last one; from 0."""
-    headed = [n for n, turn in enumerate(session.turns) if _HEADING.search(turn.reading.text)]
+    headed = [n for n, turn in enumerate(session.turns) if HEADING.search(turn.reading.text)]
     return (headed or [max(len(session.turns) - 1, 0)])[-1]
 
 
@@ -264,28 +260,13 @@ def _new(reading: Reading, sections: tuple[Section, ...]) -> Report:
     return report
 
 
-def sections_of(text: str) -> tuple[Section, ...]:
-    """The parts of a text by its headings; without any, all of it is findings.
-
-    What stands before the first heading comes under "Remarks"; a heading that comes twice is continued.
-    """
-    text = cleaned(text)
-    found = list(_HEADING.finditer(text))
-    if not found:
-        return (Section("Findings", text),)
-    parts = {REMARKS: text[: found[0].start()].strip()}
-    for n, heading in enumerate(found):
-        stop = found[n + 1].start() if n + 1 < len(found) else len(text)
-        name = HEADINGS[heading[1].lower()]
-        parts[name] = "\n".join(part for part in (parts.get(name, ""), text[heading.end() : stop].strip()) if part)
-    return tuple(Section(name, words) for name, words in parts.items() if words or name != REMARKS)
-
-
-def cleaned(text: str) -> str:
-    """The text as every format can hold it: lines ended by \\n, no control characters, no space around it."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    lines = [line.rstrip() for line in _CONTROL.sub("", text).split("\n")]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+def _marked_edit(edit: Edit) -> str:
+    """An edit as an item of a Markdown list: when, where, and what stood there before and after."""
+    texts = (
+        "(no such section)" if text is None else _marked(text) or "(nothing)" for text in (edit.before, edit.after)
+    )
+    before, after = (text.replace("\n", "\n    ") for text in texts)
+    return f"- {_marked(edit.at)}: {_marked(edit.heading)}\n  - Before: {before}\n  - After: {after}"
 
 
 def _marked(text: str) -> str:

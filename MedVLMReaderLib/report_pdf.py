@@ -37,7 +37,8 @@ def pdf(report: Report, pictures: Sequence[tuple[str, Array]] = ()) -> bytes:
         file, pagesize=A4, leftMargin=20 * mm, rightMargin=20 * mm, topMargin=26 * mm, bottomMargin=20 * mm,
         title=BANNER, author="MedVLM Reader", subject="Draft report", invariant=1,
     )  # fmt: skip
-    parts = [*_top(report), *_sections(report), *_pictures(pictures, page.width), *_edits(report.edits)]
+    parts = [*_top(report), *_sections(report), *_verdicts(report.verdicts)]
+    parts += [*_pictures(pictures, page.width), *_edits(report.edits)]
 
     def frame(canvas: Any, _: Any) -> None:
         _frame(canvas, A4, report)
@@ -62,6 +63,13 @@ def _sections(report: Report) -> Iterator[Any]:
         yield _paragraph(section.heading, 13, bold=True, before=12, after=3, keep=True)
         for line in (section.text or "(nothing)").split("\n"):
             yield _paragraph(line, 10.5, after=3)
+
+
+def _verdicts(lines: Sequence[str]) -> Iterator[Any]:
+    if lines:
+        yield _paragraph("Verification", 13, bold=True, before=12, after=3, keep=True)
+    for line in lines:
+        yield _paragraph(line, 10.5, after=3)
 
 
 def _pictures(pictures: Sequence[tuple[str, Array]], width: float) -> Iterator[Any]:

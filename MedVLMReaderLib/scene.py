@@ -5,18 +5,37 @@ The scene is always handed in; nothing here knows the application around it.
 
 from __future__ import annotations
 
+import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from vtkmodules.util.numpy_support import numpy_to_vtk
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.mrml import ROLE, Node, array_from, nodes, own_affine, to_world, voxels
+from MedVLMReaderLib.mrml import (
+    ROLE,
+    Node,
+    array_from,
+    at_once,
+    below,
+    made,
+    matrix_from,
+    nodes,
+    own_affine,
+    to_world,
+    voxels,
+)
 from MedVLMReaderLib.place import Place
 from MedVLMReaderLib.volume import PLANES, Modality, PlaneName, View, Volume, default_view
 from MedVLMReaderLib.voxels import MIN_SLICES, looks_like_ct, narrowed
 
 _HOUNSFIELD = "[hnsf'U]"
+MASKS = "masks"
+"""The role of segmentations that a network drew."""
+LABELMAP = "Binary labelmap"
+"""What Slicer calls a picture of label values."""
 
 
 # Volumes
@@ -99,6 +118,45 @@ def modality_of(node: Node, values: Array) -> Modality:
     if said in ("MR", "PT", "NM", "US"):
         return "MR" if said == "MR" else ""
     return "CT" if looks_like_ct(values) else ""
+
+
+# Masks
+
+
+def add_masks(scene: Node, scan: Node, labels: Array, classes: Sequence[str]) -> Node:
+    """A segmentation node below a scan, with a segment for each class that is there.
+
+    `labels` (k, j, i): of each of the scan's own voxels the number of its class, 0 for nothing; a segment's label value
+    is that number. Raises ReaderError where the labels have another shape than the scan.
+    """
+    if labels.shape != voxels(scan).shape:
+        raise ReaderError(f"The masks have {labels.shape} voxels, '{scan.GetName()}' has {voxels(scan).shape}.")
+    node = made(scene, MASKS, "vtkMRMLSegmentationNode", f"{scan.GetName()}: masks of a network")
+    with at_once(node):
+        node.SetReferenceImageGeometryParameterFromVolumeNode(scan)
+        node.SetAndObserveTransformNodeID(scan.GetTransformNodeID())
+        _fill(node.GetSegmentation(), labels, classes, matrix_from(own_affine(scan)[:, [2, 1, 0, 3]]))
+    below(scene, scan, node)
+    return node
+
+
+def _fill(segmentation: Node, labels: Array, classes: Sequence[str], place: Node) -> None:
+    """Empty segments share one picture of label values, which is then filled in once."""
+    there = [n for n in np.unique(labels).tolist() if 0 < n < len(classes)]
+    segmentation.SetSourceRepresentationName(LABELMAP)
+    for n in there:
+        colour = list(colorsys.hsv_to_rgb(n * 0.618 % 1, 0.65, 0.95))  # neighbours in the list far apart in hue
+        segment = segmentation.GetSegment(segmentation.AddEmptySegment("", classes[n], colour))
+        segment.SetLabelValue(n)
+    if not there:
+        return
+    picture = segment.GetRepresentation(LABELMAP)
+    kept = np.where(np.isin(labels, there), labels, 0).astype(np.uint8)
+    picture.SetExtent(0, kept.shape[2] - 1, 0, kept.shape[1] - 1, 0, kept.shape[0] - 1)
+    picture.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(kept).ravel(), deep=True))
+    picture.SetImageToWorldMatrix(place)
+    for n in range(len(there)):
+        segmentation.GetNthSegment(n).AddRepresentation(LABELMAP, picture)
 
 
 # What the screen shows

@@ -55,7 +55,8 @@ def linked(text: str, turn: int, chosen: Span | None = None) -> str:
         parts.append(f'<a href="sentence:{turn}/{start}-{stop}"{style}>{plain(text[start:stop])}</a>')
         parts += [f' <a href="{found[0]}">&#8982;</a>' for found in _PLACE.finditer(text[start:stop])]
         if chosen == (start, stop):
-            parts.append(f' <small><a href="{VERIFY}">supported by the image?</a></small>')
+            link_style = 'style="color: palette(text)"'
+            parts.append(f' <small><a href="{VERIFY}" {link_style}>supported by the image?</a></small>')
         at = stop
     return "".join([*parts, plain(text[at:])])
 

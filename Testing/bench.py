@@ -145,7 +145,11 @@ TARGETS = (
     Target("gap_p99_ms", "view", most=50),
     Target("click_to_overlay_s.median", "view", most=0.4),
     Target("overhead", "batch", most=0.05),
-    Target("pipelining_gain", "batch", least=0.15),
+    Target("pipelining_gain", "batch", least=0.15, baseline=("ahead_s", "one_thread_s")),
+    Target("real_gain", "batch", least=0.15, baseline=("real_ahead_s", "real_one_thread_s")),
+    Target("two_workers", "batch", least=1.5, baseline=("two_workers_an_hour", "one_worker_an_hour")),
+    Target("memory_bytes_a_study", "batch", most=20_000, baseline=("memory_noise_bytes",)),
+    Target("index_second_s", "batch", most=2, baseline=("index_second_s", "index_first_s")),
 )
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from MedVLMReaderLib.install.needs import BRINGS
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "Resources" / "requirements"
+INSTALLED = ("BASE", "MODELS", "QUANTISED", "EXPORT")
 HEADS = {
     "reader.txt": "# What the process that reads needs: BASE and MODELS of setup.py. Written by `make lists`.",
+    "export.txt": "# For reports as PDF, DICOM and FHIR: EXPORT of setup.py. Written by `make lists`.",
     "quantised.txt": "# For int8 and NF4: QUANTISED of setup.py. Written by `make lists`.",
     "tested.txt": "# The versions that the tests ran with: constraints.txt. Written by `make lists`.",
 }
@@ -27,16 +31,19 @@ def declared() -> dict[str, list[str]]:
 
 
 def tested() -> list[str]:
-    """The pins, without those that only development needs."""
+    """The pins of what is installed in Slicer; what else comes along is left to pip."""
     lines = [line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     pins = {canonicalize_name(Requirement(line).name): line for line in lines if line and not line.startswith("#")}
-    return [pins[name] for name in sorted(pins)]
+    lists = declared()
+    wanted = {canonicalize_name(Requirement(one).name) for key in INSTALLED for one in lists[key]}
+    return [pins[name] for name in sorted(pins) if name in wanted | {one for below in BRINGS.values() for one in below}]
 
 
 def content() -> dict[str, str]:
     """What each file should hold."""
     lists = declared()
-    lines = {"reader.txt": lists["BASE"] + lists["MODELS"], "quantised.txt": lists["QUANTISED"], "tested.txt": tested()}
+    lines = {"reader.txt": lists["BASE"] + lists["MODELS"], "quantised.txt": lists["QUANTISED"]}
+    lines |= {"export.txt": lists["EXPORT"], "tested.txt": tested()}
     return {name: "\n".join([HEADS[name], *found]) + "\n" for name, found in lines.items()}
 
 

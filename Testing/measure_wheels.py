@@ -1,6 +1,7 @@
 """Prints the table of `install.needs.SIZES` for a folder of wheels: megabytes fetched, and installed.
 
-pip download -d FOLDER -r Resources/requirements/reader.txt -r Resources/requirements/quantised.txt
+pip download -d FOLDER -r Resources/requirements/reader.txt -r Resources/requirements/export.txt \\
+        -r Resources/requirements/quantised.txt
 python -m Testing.measure_wheels FOLDER
 """
 

@@ -273,6 +273,19 @@ def test_ten_kinds_of_damage_cost_nothing_but_themselves_and_say_what_is_wrong(
     assert not [name for name in DAMAGES if name in said]
 
 
+@pytest.mark.slow
+def test_of_two_hundred_studies_twenty_are_damaged_and_nothing_else_is_lost(tiny_model: Path, tmp_path: Path) -> None:
+    write_studies(tmp_path / "in", 180, 20)
+    assert run(*command(tiny_model, tmp_path), *SHORT) == 1
+    out = tmp_path / "out"
+    assert len(list(out.glob("*/reading.json"))) == 180
+    errors = [json.loads(path.read_bytes())["error"] for path in out.glob("*/error.json")]
+    assert len(errors) == 20
+    assert all(len(said) > 20 for said in errors)
+    assert len(table(out)) == 200
+    assert not list(out.glob(".part-*"))
+
+
 def test_a_model_that_fails_on_one_study_reads_the_others(tiny_model: Path, tmp_path: Path) -> None:
     class Fails(Reader):
         def see(self, volumes: Any, view: Any = None, stopped: Callable[[], bool] = lambda: False) -> Any:

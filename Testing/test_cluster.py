@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from MedVLMReaderLib import ReaderError, cluster
-from MedVLMReaderLib.batch import Desk, Outcome, Progress, Report, here, read_all
+from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.batch import Desk, Outcome, Progress, Report, cluster, here, read_all
 from MedVLMReaderLib.batch.cluster import LOCAL, Cluster, ReaderSpec
 from MedVLMReaderLib.batch.shelf import shelf
 from MedVLMReaderLib.batch.studies import studies_of

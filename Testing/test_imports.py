@@ -190,6 +190,7 @@ RULES = {
     "training.objectives": Rule("", "torch", "ot"),
     "training.engine": Rule("", "torch transformers safetensors"),
     "training.prepared": Rule("geometry volume block cases files phantom", "numpy", "PIL"),
+    "training.slice_captions": Rule("geometry volume block training.prepared", "numpy", ours_inside="reader"),
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
@@ -219,10 +220,12 @@ RULES = {
     "evaluation.papers": Rule(
         "geometry cases evaluation evaluation.*", "numpy", "monai torch", ours_inside="reader training.prepared"
     ),
+    "evaluation.drawing": Rule("reading", inside="matplotlib"),
     "evaluation.*": Rule(f"{GROUND} {MADE} heatmap reading preparation evaluation evaluation.*", "numpy scipy tqdm"),
     "structured": Rule("resources", inside="jsonschema"),
     "listing": Rule("phantom_report reading structured", ours_inside="evaluation.findings"),
-    "report": Rule("reading session structured"),
+    "sections": Rule(),
+    "report": Rule("reading sections session structured"),
     "report_pdf": Rule("geometry report", inside="reportlab matplotlib fontTools"),
     "constrained": Rule("reader reading structured study", "torch transformers regex"),
     "export": Rule(),

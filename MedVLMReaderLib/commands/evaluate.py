@@ -11,7 +11,7 @@ from typing import Any
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.commands.terminal import check_writable, loaded, reason, say, say_json
 
-PROTOCOLS = "retrieval", "report", "vqa", "segmentation"
+PROTOCOLS = "retrieval", "report", "vqa", "segmentation", "classification"
 """Those of the papers; see commands/protocols.py."""
 MARKS = "<!-- figures -->", "<!-- end of figures -->"
 """Between these lines of a page stands a table that a command writes."""
@@ -19,7 +19,7 @@ MARKS = "<!-- figures -->", "<!-- end of figures -->"
 
 def evaluate(arguments: Namespace) -> None:
     """Measure, and print the figures."""
-    for file in (arguments.out, arguments.kept, arguments.page):
+    for file in (arguments.out, arguments.kept, arguments.page, arguments.figure):
         if file:
             check_writable(file.parent)
     if arguments.what in PROTOCOLS:
@@ -96,6 +96,19 @@ def _tell(figures: Mapping[str, Any], arguments: Namespace) -> None:
             say(row)
     if arguments.out:
         keep(figures, arguments)
+    if arguments.figure:
+        _draw(figures, arguments)
+
+
+def _draw(figures: Mapping[str, Any], arguments: Namespace) -> None:
+    """A picture of the figures; ReaderError where the disk refuses."""
+    from MedVLMReaderLib.evaluation.drawing import draw
+
+    try:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        draw(figures, arguments.figure, f"{arguments.what}, {figures.get('model', '')}".strip(", "))
+    except OSError as error:
+        raise ReaderError(f"'{arguments.figure}' could not be written ({reason(error)}).") from error
 
 
 def keep(figures: Mapping[str, Any], arguments: Namespace) -> None:

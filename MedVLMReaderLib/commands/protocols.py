@@ -1,4 +1,4 @@
-"""`evaluate retrieval|report|vqa|segmentation`: the papers' protocols on a data set, or on made studies."""
+"""The papers' protocols of `evaluate`, on a data set or on made studies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.cases import TYPES, Case, checked, made_cases, read_cases, shared
+from MedVLMReaderLib.cases import MADE, TYPES, Case, Labels, checked, made_cases, read_cases, read_labels, shared
 from MedVLMReaderLib.commands.terminal import arriving, loaded, loaded_packages, warn
 
 PAIR = "med3dvlm-siglip"
@@ -18,6 +18,8 @@ def measured(arguments: Namespace) -> dict[str, Any]:
     """The figures of a protocol. ReaderError where the cases, the model or a folder is not what it should be."""
     if arguments.what == "segmentation":
         return _segmentation(arguments)
+    if arguments.what == "classification":
+        return _classification(arguments)
     cases = _cases(arguments)
     told = {"protocol": arguments.what, "model": arguments.model, "cases": len(cases)}
     if arguments.what == "retrieval":
@@ -117,3 +119,63 @@ def _segmentation(arguments: Namespace) -> dict[str, Any]:
 
     names = [f"class {n}" for n in range(1 + max(int(files.read(path).values.max()) for path in paths))]
     return {"protocol": "segmentation", "studies": len(paths), **papers.masks(map(pair, paths), names)}
+
+
+def _classification(arguments: Namespace) -> dict[str, Any]:
+    """Labels of volumes against a table of true ones: those of a table of scores, or a pair's without training."""
+    import numpy as np
+
+    from MedVLMReaderLib.evaluation import papers
+
+    if (arguments.true is None) == (arguments.seeds is None):
+        raise ReaderError("Name the true labels with --true FILE.csv, or made studies with --seeds A-B.")
+    true = _made_labels(arguments.seeds) if arguments.seeds else read_labels(arguments.true, arguments.root)
+    if arguments.found:
+        found = read_labels(arguments.found, arguments.root, known=False)
+        told: dict[str, Any] = {"model": "scores of a table"}
+    else:
+        found, name = _zero_shot(arguments, true)
+        told = {"model": name}
+    if missing := [volume for volume, _ in true.rows if volume not in found.by_volume]:
+        raise ReaderError(f"'{arguments.found}' has no row for {len(missing)} volumes; the first: '{missing[0]}'.")
+    if missing := [name for name in true.names if name not in found.names]:
+        raise ReaderError(f"'{arguments.found}' has no column '{missing[0]}'.")
+    at = [found.names.index(name) for name in true.names]
+    scores = np.array([found.by_volume[volume] for volume, _ in true.rows])[:, at]
+    figures = papers.labels(scores, np.array([row for _, row in true.rows]), true.names)
+    return {"protocol": "classification", **told, "studies": len(true.rows), **figures}
+
+
+def _made_labels(seeds: Sequence[int]) -> Labels:
+    """The kinds of finding that made studies show."""
+    from MedVLMReaderLib.phantom import made_truth
+    from MedVLMReaderLib.phantom_report import NOUN
+    from MedVLMReaderLib.truth import ORGAN_OF
+
+    names = tuple(f"{NOUN[kind]} of the {organ}" for kind, organ in ORGAN_OF.items())
+    rows = []
+    for seed in seeds:
+        kinds = {finding.kind for finding in made_truth(seed).findings}
+        rows.append((f"{MADE}{seed}", tuple(float(kind in kinds) for kind in ORGAN_OF)))
+    return Labels(names, tuple(rows))
+
+
+def _zero_shot(arguments: Namespace, true: Labels) -> tuple[Labels, str]:
+    """What a pair says of each label that it was never taught, and the pair's name."""
+    import torch
+    from tqdm import tqdm
+
+    loaded_packages()
+    from MedVLMReaderLib import retrieval
+    from MedVLMReaderLib.models.siglip import presence
+    from MedVLMReaderLib.training.prepared import volume_of
+
+    name = PAIR if arguments.model == "built-in" else arguments.model
+    with arriving() as progress:
+        pair = retrieval.load(name, device=arguments.device, revision=arguments.revision, offline=arguments.offline,
+                              progress=progress)  # fmt: skip
+    kept, rows = retrieval.Embeddings(retrieval.cache_folder()), []
+    for volume, _ in tqdm(true.rows, disable=None, leave=False):
+        image = torch.from_numpy(kept.of(pair, volume_of(volume)))
+        rows.append((volume, tuple(presence(pair, image, true.names))))
+    return Labels(true.names, tuple(rows)), name

@@ -63,8 +63,8 @@ def series_files(place: str | Path | Sequence[str | Path], series: str | None = 
         stacks = _stacks(path, series)[0]
         stacks = [_chosen(stacks, series, path)] if series is not None else stacks
     else:
-        for path in place:
-            check_readable(Path(path))
+        for one in place:
+            check_readable(Path(one))
         stacks = [stack for group in by_series(_listed(place)) for stack in parts(group)]
     if not stacks:
         raise ReaderError("None of the files is a slice of a DICOM scan. Choose the files of the series that was read.")

@@ -24,7 +24,8 @@ def scores(
     """Of each measure a score for every text; of each measure that is left out, why."""
     if len(answers) != len(references):
         raise ValueError(f"{len(answers)} answers with {len(references)} references")
-    found: Scores = {"bleu": bleu(answers, references), **rouge(answers, references)}
+    found: Scores = {"bleu": bleu(answers, references), "bleu4": bleu(answers, references, 4)}
+    found |= rouge(answers, references)
     without: dict[str, str] = {}
     if (wordnet / "data.noun").is_file():
         found["meteor"] = meteor(answers, references, wordnet)
@@ -37,11 +38,11 @@ def scores(
     return found, without
 
 
-def bleu(answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """BLEU of single words, as published."""
+def bleu(answers: Sequence[str], references: Sequence[str], longest: int = 1) -> list[float]:
+    """BLEU of single words, as M3D publishes it, or of up to so many words together, as MS-VLM does."""
     from sacrebleu.metrics.bleu import BLEU
 
-    measure = BLEU(max_ngram_order=1, effective_order=True)
+    measure = BLEU(max_ngram_order=longest, effective_order=True)
     return [measure.sentence_score(a, [r]).score / 100 for a, r in zip(answers, references, strict=True)]
 
 

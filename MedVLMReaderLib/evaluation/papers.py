@@ -216,19 +216,37 @@ def _each(values: Mapping[str, Sequence[float]]) -> Figures:
 
 
 def labels(scores: Array, truth: Array, names: Sequence[str]) -> Figures:
-    """Accuracy at 0.5 and area under the ROC curve of each label; (studies, labels) scores from 0 to 1 and 0 or 1.
+    """Of each label and of all: accuracy, precision, recall and F1 at 0.5, and the area under the ROC curve.
 
-    A label that all studies have, or none, has no area.
+    (studies, labels) scores from 0 to 1, and 0 or 1. A label that all studies have, or none, has no area; the area of
+    all is the mean of the others.
     """
+    said, true = scores >= 0.5, truth > 0.5
+    hits, claims, there = (said & true).astype(float), said.astype(float), true.astype(float)
+    parts = {
+        "accuracy": ((said == true).astype(float), np.ones_like(there)), "precision": (hits, claims),
+        "recall": (hits, there), "f1": (2 * hits, claims + there),
+    }  # fmt: skip
+    shown: Figures = {name: {"all": _shares(part, whole)} for name, (part, whole) in parts.items()}
+    for name, (part, whole) in parts.items():
+        shown[name] |= {label: _shares(part[:, [n]], whole[:, [n]]) for n, label in enumerate(names)}
+    return {**shown, "auc": _areas(scores, truth, names)}
+
+
+def _shares(part: Array, whole: Array) -> Figures:
+    """The sum of the parts over that of the wholes, both (studies, labels); the interval resamples studies."""
+    return figure([(float(a), float(b)) for a, b in zip(part.sum(1), whole.sum(1), strict=True)])
+
+
+def _areas(scores: Array, truth: Array, names: Sequence[str]) -> Figures:
+    """The area of each label that some studies have and some have not; their mean first."""
     import torch
     from monai.metrics.rocauc import compute_roc_auc
 
-    shown: Figures = {"accuracy": {}, "auc": {}}
-    right = (scores >= 0.5) == (truth > 0.5)
-    shown["accuracy"]["all"] = figure([(float(row.sum()), float(len(row))) for row in right])
-    for n, name in enumerate(names):
-        shown["accuracy"][name] = figure([(float(one), 1.0) for one in right[:, n]])
-        if 0 < truth[:, n].sum() < len(truth):
-            area = compute_roc_auc(torch.from_numpy(scores[:, n].copy()), torch.from_numpy(truth[:, n].copy()))
-            shown["auc"][name] = {"value": round(float(area), 4), "low": None, "high": None, "n": len(truth)}
-    return shown
+    areas = {
+        name: float(compute_roc_auc(torch.from_numpy(scores[:, n].copy()), torch.from_numpy(truth[:, n].copy())))
+        for n, name in enumerate(names)
+        if 0 < truth[:, n].sum() < len(truth)
+    }
+    every = {"all": float(np.mean(list(areas.values()))), **areas} if areas else {}
+    return {name: {"value": round(area, 4), "low": None, "high": None, "n": len(truth)} for name, area in every.items()}

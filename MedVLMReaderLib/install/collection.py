@@ -42,7 +42,7 @@ class Offer:
                  "half": "half fetched: fetch it again to go on"}[self.state]  # fmt: skip
         gated = ", gated" if self.gated else ""
         about = "about " if self.state == "absent" else ""
-        return f"{self.title}: {where}; {about}{megabytes(self.bytes)}; licence {self.licence}{gated}"
+        return f"{self.title}: {where}; {about}{megabytes(self.bytes)}{gated}; licence {self.licence}"
 
 
 def offers() -> list[Offer]:
@@ -88,8 +88,9 @@ def gating(repository: str) -> str:
     """What to do first for a model whose makers want an agreement."""
     return (
         "\nThis model is gated: its makers give it to people who have accepted their terms. Log in at "
-        f"huggingface.co/{repository}, accept them, make a token (Settings, Access Tokens, read only) and keep it on "
-        "this machine: 'hf auth login', or the variable HF_TOKEN. Without it fetching is refused, and nothing is lost."
+        f"huggingface.co/{repository}, accept them, make a token (Settings, Access Tokens, read only) and put it into "
+        "'Token' below. It is kept nowhere; one that 'hf auth login' or the variable HF_TOKEN keeps on this machine "
+        "will do, too. Without one fetching is refused, and nothing is lost."
     )
 
 
@@ -102,6 +103,8 @@ class Collection:
         self.transport, self.python, self.changed = transport, python, changed
         self.doing: Doing = ""
         self.name = self.message = self.confirm = ""
+        self.token = ""
+        """Of the user, for gated models; never on a command line, in a file or in a message."""
         self.progress: tuple[int, int] | None = None
         self._waiting, self._said = b"", list[dict[str, Any]]()
         self._error, self._ended, self._stopped = "", list[int | None](), False
@@ -157,7 +160,8 @@ class Collection:
         self.transport.on_exit = self._ended.append
         python = self.python()
         argv = (python, "-P", "-m", "MedVLMReaderLib.install.fetching", doing, name)
-        self.transport.start(argv, environment(python))
+        token = {"HF_TOKEN": self.token} if self.token else {}
+        self.transport.start(argv, environment(python) | token)
         self.transport.end_input()
 
     def _output(self, chunk: bytes) -> None:
@@ -172,7 +176,7 @@ class Collection:
             done, total = said["progress"]
             self.progress = int(done), int(total)
         elif "refused" in said:
-            self.message = str(said["refused"])
+            self.message = without_passwords(str(said["refused"]))
         elif "done" in said and self.doing == "about":
             told = said["done"]
             known = next((one for one in offers() if one.name == self.name), None)

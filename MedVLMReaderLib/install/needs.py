@@ -10,16 +10,9 @@ from MedVLMReaderLib.resources import resource
 OLDEST, NEWEST = (3, 11), (3, 13)
 """Pythons that can read."""
 MODULES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "huggingface_hub",
-    "monai",
-    "scipy",
-    "SimpleITK",
-    "pydicom",
-)
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "monai", "scipy", "SimpleITK", "pydicom",
+    "highdicom", "reportlab",
+)  # fmt: skip
 """What is loaded at the end, to see whether it can be."""
 
 
@@ -42,6 +35,8 @@ SIZES: dict[str, Size] = {
     "pylibjpeg-openjpeg": Size(2.0, 6.5), "monai": Size(1.7, 12.9), "kiwisolver": Size(1.4, 5.6),
     "pygments": Size(1.3, 9.2), "setuptools": Size(0.9, 5.6), "huggingface-hub": Size(0.9, 6.6),
     "pyyaml": Size(0.8, 3.1), "regex": Size(0.8, 3.4), "mpmath": Size(0.5, 3.9), "safetensors": Size(0.5, 1.4),
+    "pyjpegls": Size(2.7, 8.1), "fhir-resources": Size(2.3, 29.1), "reportlab": Size(2.0, 7.9),
+    "pynetdicom": Size(1.7, 9.7), "highdicom": Size(1.1, 27.3),
 }  # fmt: skip
 """Measured, Linux wheels for Python 3.11 (`python -m Testing.measure_wheels FOLDER`)."""
 CUDA = Size(3200, 5700)
@@ -50,7 +45,7 @@ CUDA = Size(3200, 5700)
 
 def requirements(quantised: bool = True) -> tuple[str, ...]:
     """The lines of Resources/requirements."""
-    files = ("reader.txt", "quantised.txt") if quantised else ("reader.txt",)
+    files = ("reader.txt", "export.txt", *(("quantised.txt",) if quantised else ()))
     return tuple(line for name in files for line in lines(name))
 
 
@@ -93,5 +88,8 @@ BRINGS = {
     "huggingface-hub": ("hf-xet", "httpx2", "httpcore2", "h11", "anyio", "certifi", "idna"),
     "matplotlib": ("contourpy", "fonttools", "kiwisolver", "cycler", "pyparsing", "python-dateutil", "six"),
     "accelerate": ("psutil",),
+    "fhir-resources": ("fhir-core", "pydantic", "pydantic-core", "annotated-types"),
+    "jsonschema": ("attrs", "referencing", "rpds-py"),
+    "highdicom": ("pyjpegls",),
 }
 """What comes along with a package and is worth counting."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 FETCHING = re.compile(r"\s*(?:Downloading|Using cached|Processing|Obtaining) (?:\S*/)?([A-Za-z0-9][\w.]*?)-\d\S*\.whl")
 INSTALLING = re.compile(r"\s*Installing collected packages: (.+)")
-PASSWORD = re.compile(r"//[^/\s@]+@")
+PASSWORD, TOKEN = re.compile(r"//[^/\s@]+@"), re.compile(r"\bhf_\w{4,}")
 NO_MATCH = re.compile(r"No matching distribution found for ([^\s;(]+)")
 
 
@@ -51,8 +51,8 @@ class PipWords:
 
 
 def without_passwords(text: str) -> str:
-    """The text with names and passwords in addresses left out."""
-    return PASSWORD.sub("//…@", text)
+    """The text with names and passwords in addresses, and tokens of the hub, left out."""
+    return TOKEN.sub("hf_…", PASSWORD.sub("//…@", text))
 
 
 AGAIN = "What is there already is kept: set-up goes on from there."

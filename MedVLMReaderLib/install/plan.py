@@ -273,8 +273,8 @@ def check_wheels(wishes: Wishes) -> None:
         raise ReaderError(f"There is no folder '{wishes.wheels}'. Choose the one with the .whl files.")
     if not any(wishes.wheels.glob("*.whl")):
         raise ReaderError(
-            f"'{wishes.wheels}' has no .whl file. With a connection fill it: pip download -d FOLDER -r reader.txt "
-            "(docs/setting-up.md)."
+            f"'{wishes.wheels}' has no .whl file. On a machine with a connection fill it by pip download, as the "
+            "manual's page on setting up says."
         )
 
 

@@ -142,7 +142,9 @@ class SettingUp:
             return
         try:
             if not self._made:
-                raise ReaderError(f"'{folder}' is no environment that set-up made: nothing was removed.")
+                raise ReaderError(
+                    f"'{folder}' is no environment that set-up made: nothing was removed. Delete it by hand."
+                )
             shutil.rmtree(folder)
             journal.save(self.home, journal.Journal())
         except OSError as error:
@@ -193,7 +195,7 @@ class SettingUp:
     def shown(self) -> Shown:
         """All that the view draws."""
         run, now = self.running, self.plan
-        stage: Stage = run.state if run.state in ("running", "asking", "stopping") else self.stage  # type: ignore[assignment]
+        stage: Stage = run.state if run.state in ("running", "asking", "stopping") else self.stage
         common = Shown(
             stage, message=run.message if run.state == "asking" else self.message, log="\n".join(run.log),
             title="Looking at what is installed" if stage == "looking" else run.title if run.busy else "",

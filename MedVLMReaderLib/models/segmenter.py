@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.block import BlockRecipe, block
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.models.pyramid import EncoderSizes, Segmenter
 from MedVLMReaderLib.volume import Volume, resampled
 from MedVLMReaderLib.weights import read_config
 
 SYSTEM = "segmenter"
-FIELDS = "format", "system", "encoder", "classes", "spacing_mm", "window_ct", "percentiles"
+FIELDS = "format", "system", "encoder", "classes", "recipe"
 LARGEST = 1 << 28
 """Voxels after resampling; more would not fit into memory."""
 
@@ -47,8 +48,10 @@ class Found:
     """(r, a, s) in mm of its voxels' mean."""
 
 
-def shown(volume: Volume, recipe: MaskRecipe) -> Volume:
-    """The scan as axial pictures of the recipe's spacing, float32 of 0 to 1."""
+def shown(volume: Volume, recipe: MaskRecipe | BlockRecipe) -> Volume:
+    """The scan as axial pictures of the recipe's spacing, or as one block; float32 of 0 to 1."""
+    if isinstance(recipe, BlockRecipe):
+        return block(volume, recipe)
     pictures = volume.as_seen("axial")
     sides = np.array(pictures.grid.shape) * pictures.grid.spacing
     shape = np.maximum(1, np.rint(sides / recipe.spacing_mm)).astype(int)
@@ -75,7 +78,9 @@ def at_voxels(labels: Array, grid: Grid, other: Grid) -> Array:
 class MaskModel:
     """A segmenter with its classes, the first of which is the background."""
 
-    def __init__(self, network: Segmenter, sizes: EncoderSizes, classes: Sequence[str], recipe: MaskRecipe) -> None:
+    def __init__(
+        self, network: Segmenter, sizes: EncoderSizes, classes: Sequence[str], recipe: MaskRecipe | BlockRecipe
+    ) -> None:
         self.network, self.sizes, self.classes, self.recipe = network, sizes, tuple(classes), recipe
 
     @torch.no_grad()
@@ -106,9 +111,12 @@ class MaskModel:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        recipe = {name: list(value) for name, value in vars(self.recipe).items()}
-        config = {"format": 1, "system": SYSTEM, "encoder": self.sizes.to_json(), "classes": list(self.classes)}
-        (folder / "config.json").write_text(json.dumps({**config, **recipe}, indent=1) + "\n")
+        kind = "block" if isinstance(self.recipe, BlockRecipe) else "spaced"
+        config = {
+            "format": 1, "system": SYSTEM, "encoder": self.sizes.to_json(), "classes": list(self.classes),
+            "recipe": {kind: asdict(self.recipe)},
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def load(folder: Path) -> MaskModel:
@@ -128,8 +136,18 @@ def load(folder: Path) -> MaskModel:
     ):
         raise ReaderError(f"The weights of '{folder}' do not fit its config.json: '{wrong[0]}'. Get the model again.")
     network.load_state_dict(tensors)
-    recipe: dict[str, Any] = {name: tuple(config[name]) for name in ("spacing_mm", "window_ct", "percentiles")}
-    return MaskModel(network, sizes, classes, MaskRecipe(**recipe))
+    return MaskModel(network, sizes, classes, _recipe(config["recipe"], folder))
+
+
+def _recipe(plain: Any, folder: Path) -> MaskRecipe | BlockRecipe:
+    """What config.json says of how a scan comes to the network."""
+    try:
+        ((kind, numbers),) = plain.items()
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
+        return {"block": BlockRecipe, "spaced": MaskRecipe}[kind](**lists)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ReaderError(f"config.json of '{folder}' has a recipe that cannot be used ({error}). Get the model again."
+                          ) from None  # fmt: skip
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

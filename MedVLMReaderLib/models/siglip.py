@@ -30,6 +30,8 @@ HEAD = 64
 """Width of an attention head of BERT-like models, which no tensor tells."""
 PROMPT = "There is {}."
 """A finding said to be there."""
+ABSENT = "There is no {}."
+"""A finding said not to be there."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ def sigmoid_loss(logits: Tensor) -> Tensor:
     """
     labels = 2 * torch.eye(len(logits), device=logits.device) - 1
     return -F.logsigmoid(labels * logits).sum() / len(logits)
+
+
+def presence(pair: Any, image: Tensor, findings: Sequence[str]) -> list[float]:
+    """From 0 to 1 for each finding: how much better "There is X." fits the scan than "There is no X.", as zero-shot
+    labels are usually made. `pair`: any that gives vectors of texts."""
+    said = [text.format(finding) for finding in findings for text in (PROMPT, ABSENT)]
+    vectors = pair.of_texts(said)
+    scale = getattr(pair, "t_prime", None)
+    likeness = (vectors @ image.to(vectors)).float() * (scale.exp().float() if scale is not None else 1 / 0.07)
+    return [float(x) for x in likeness.view(-1, 2).softmax(-1)[:, 0]]
 
 
 def _text_config(sizes: Sizes) -> DistilBertConfig:

@@ -110,6 +110,11 @@ def fit(
     return finished
 
 
+def leads() -> bool:
+    """Whether this process is the only one, or the one of several that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; one that a kill cut short is passed over."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]

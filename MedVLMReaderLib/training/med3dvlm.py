@@ -20,7 +20,7 @@ from MedVLMReaderLib.models.ms_vlm import MSVLM
 from MedVLMReaderLib.models.one_block import IMAGE, spliced
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.decoder import LINEARS, decoder_numbers, read_decoder
-from MedVLMReaderLib.training.engine import Settings, fit
+from MedVLMReaderLib.training.engine import Settings, fit, leads
 from MedVLMReaderLib.training.objectives import said
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, renamed
@@ -51,7 +51,9 @@ class Lora:
     def from_table(cls, table: Mapping[str, Any]) -> Lora:
         """From a table of a configuration, of known keys; ReaderError where a value is of the wrong kind."""
         kinds = {one.name: type(one.default) for one in fields(cls)}
-        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+        kept: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
+        }
         for name, value in kept.items():
             if type(value) is not kinds[name] and not (kinds[name] is float and type(value) is int):
                 raise ReaderError(f"[lora] has {name} = {table[name]!r}; it should be like {getattr(cls(), name)!r}.")
@@ -136,7 +138,7 @@ def merge(model: Med3DVLM | MSVLM) -> None:
 
     for name, layer in list(model.decoder.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge()  # type: ignore[operator]
+            layer.merge()
             model.decoder.set_submodule(name, layer.get_base_layer())
 
 
@@ -214,8 +216,9 @@ def train(
     torch.manual_seed(settings.seed)  # LoRA's first weights
     if not fit(Taught(model, stage), rows, collated, settings, folder, minutes=minutes):
         return False
-    merge(model)
-    save(model, folder / "model")
+    if leads():
+        merge(model)
+        save(model, folder / "model")
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models import siglip
 from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
-from MedVLMReaderLib.training.engine import Settings, fit
+from MedVLMReaderLib.training.engine import Settings, fit, leads
 from MedVLMReaderLib.training.objectives import sigmoid
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, read_tokenizer
@@ -75,7 +76,8 @@ def train(
     pair.requires_grad_(True)
     if not fit(Pairs(pair, augment), Reports(kept, prepared), collated, settings, folder, minutes=minutes):
         return False
-    save(pair, folder / "model")
+    if leads():
+        save(pair, folder / "model")
     return True
 
 
@@ -110,7 +112,9 @@ def made_tokenizer(texts: Sequence[str], folder: Path, words: int = 2000) -> Any
     whole.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=words, special_tokens=list(SPECIAL)))
     ends = [(token, whole.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     whole.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    whole.save(str(folder / "tokenizer.json"))
+    part = folder / f"part{os.getpid()}"  # several processes may write the same at once
+    whole.save(str(part))
+    part.replace(folder / "tokenizer.json")
     tokenizer = read_tokenizer(folder, "[SEP]")
     tokenizer.pad_token = "[PAD]"
     return tokenizer
@@ -126,7 +130,7 @@ def save(pair: SiglipPair, folder: Path) -> None:
     config = {
         "model_type": "dec_clip", "architectures": ["DEC_CLIP"], "vision_encoder": "dcformer", "loss_type": "sigmoid",
         "input_size": [rows, columns, depth], "hidden_size": pair.mm_vision_proj.out_features, "mlp_depth": 2,
-        "t_prime": float(pair.t_prime), "bias": float(pair.bias), "torch_dtype": "float32",
+        "t_prime": pair.t_prime.item(), "bias": pair.bias.item(), "torch_dtype": "float32",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 

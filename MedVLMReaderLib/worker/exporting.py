@@ -48,5 +48,6 @@ def _check_packages(kinds: Sequence[str]) -> None:
         except ModuleNotFoundError as missing:
             raise ReaderError(
                 f"The Python that reads ({sys.executable}) lacks '{missing.name}', which this kind of file needs. "
-                "Install it there: pip install 'medvlmreader[export]'"
+                "In Slicer open 'Set-up and models' and look again. Elsewhere install it there: pip install "
+                "'medvlmreader[export]'"
             ) from missing

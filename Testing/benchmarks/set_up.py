@@ -1,6 +1,7 @@
 """From nothing to a read study: an environment filled from a folder of real wheels, then the sample read in it.
 
-    pip download -d FOLDER -r Resources/requirements/reader.txt -r Resources/requirements/quantised.txt \\
+    pip download -d FOLDER -r Resources/requirements/reader.txt -r Resources/requirements/export.txt \\
+        -r Resources/requirements/quantised.txt \\
         -c Resources/requirements/tested.txt
     python -m Testing.benchmarks.set_up FOLDER
 """

@@ -21,7 +21,7 @@ import numpy as np
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.volume import Volume, resampled
 from Testing.slicer import pythonqt
-from Testing.slicer.clock import unhindered
+from Testing.slicer.clock import Stopwatch, unhindered
 from Testing.slicer.core import SlicerCore, missing
 from Testing.slicer.host import Host
 
@@ -78,13 +78,13 @@ def measured(host: Host, core: SlicerCore) -> dict[str, Any]:
     pythonqt.slot_ms.clear()
     waits, free, cpu, spans = [], [], [], widget.panel.case.kept[0].turn.reading.sentences
     for start, stop in spans[:6]:
-        began, began_free, at, widget.panel.case.heat = time.perf_counter(), unhindered(), time.process_time(), None
+        watch, widget.panel.case.heat = Stopwatch(), None
         widget.ui.reportBrowser.anchorClicked.emit(host.qt.QUrl(f"sentence:0/{start}-{stop}"))
         host.until(lambda: widget.panel.case.heat is not None or bool(widget.panel.message), 30)
         core.pictures()
-        waits.append(time.perf_counter() - began)
-        free.append(unhindered() - began_free)
-        cpu.append(time.process_time() - at)
+        free.append(watch.unhindered())
+        waits.append(watch.by_the_clock())
+        cpu.append(watch.used())
     showing = slots(pythonqt.slot_ms)
     message = widget.panel.message
     widget.cleanup()
@@ -105,7 +105,7 @@ def slots(times: dict[str, list[float]]) -> dict[str, float]:
 
 
 def done(host: Host, widget: Any, turns: int) -> None:
-    host.until(lambda: len(widget.panel.case.kept) >= turns or bool(widget.panel.message), 900)
+    host.until(lambda: len(widget.panel.case.kept) >= turns or bool(widget.panel.message), 3000)
 
 
 def main() -> int:

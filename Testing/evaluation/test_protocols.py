@@ -69,9 +69,46 @@ def test_label_maps_of_two_folders_are_compared_in_place(tmp_path: Path, capsys:
     assert "do not lie in the same place" in capsys.readouterr().err
 
 
+def test_scores_of_a_table_are_measured_against_true_labels_whatever_the_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "true.csv").write_text("VolumeName,stone,nodule\na.nii.gz,1,0\nb.nii.gz,0,0\nc.nii.gz,1,1\n")
+    (tmp_path / "found.csv").write_text("volume,nodule,stone\nc.nii.gz,.2,.9\na.nii.gz,.1,.8\nb.nii.gz,.6,.3\n")
+    tables = "--found", tmp_path / "found.csv", "--true", tmp_path / "true.csv"
+    shown = figures(capsys, "classification", *tables, "--figure", tmp_path / "drawn" / "figures.png")
+    assert (tmp_path / "drawn" / "figures.png").read_bytes()[1:4] == b"PNG"
+    assert shown["accuracy"]["stone"]["value"] == 1
+    assert shown["accuracy"]["nodule"]["value"] == pytest.approx(1 / 3, abs=1e-3)
+    assert shown["precision"]["all"]["value"] == pytest.approx(2 / 3, abs=1e-3)
+    assert shown["recall"]["all"]["value"] == pytest.approx(2 / 3, abs=1e-3)
+    assert shown["f1"]["all"]["value"] == pytest.approx(2 / 3, abs=1e-3)
+    assert (shown["auc"]["stone"]["value"], shown["auc"]["nodule"]["value"]) == (1, 0.5)
+    for change, said in (
+        (("found.csv", "volume,nodule\na.nii.gz,.1\nb.nii.gz,.1\nc.nii.gz,.1\n"), "no column 'stone'"),
+        (("found.csv", "volume,nodule,stone\na.nii.gz,.1,.1\n"), "no row for 2 volumes"),
+        (("true.csv", "volume,stone\na.nii.gz,maybe\nb.nii.gz,1\n"), "not 0 or 1: row 2"),
+        (("true.csv", "scan,stone\na.nii.gz,1\n"), "a column 'volume'"),
+        (("true.csv", "volume,stone\na.nii.gz,1\na.nii.gz,0\n"), "names a volume twice"),
+    ):
+        (tmp_path / change[0]).write_text(change[1])
+        assert main(["evaluate", "classification", *map(str, tables)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_a_tiny_pair_labels_made_studies_without_being_taught(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDVLMREADER_CACHE", str(tmp_path / "cache"))
+    write_tiny_pair(tmp_path / "pair")
+    shown = figures(capsys, "classification", "--seeds", "3-4", "--model", tmp_path / "pair")
+    assert shown["studies"] == 2
+    assert "stone of the kidney" in shown["accuracy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["classification"], "--true FILE.csv"),
         (["report"], "--cases FILE, or made studies"),
         (["phantom"], "--seeds A-B"),
         (["segmentation"], "--found DIR"),

@@ -22,6 +22,7 @@ from torch import Tensor
 from MedVLMReaderLib.block import BlockRecipe
 from MedVLMReaderLib.models.med3d_insight import Med3DInsight, Sizes
 from MedVLMReaderLib.models.pyramid import EncoderSizes
+from MedVLMReaderLib.models.segmenter import MaskModel
 from MedVLMReaderLib.training import downstream, slice_captions
 from MedVLMReaderLib.training import teacher as clip
 from MedVLMReaderLib.training.engine import Settings, fit
@@ -128,6 +129,7 @@ def measured(out: Path, size: Size, arms: Sequence[str] = ARMS) -> dict[str, Any
             )
             assert masks is not None
             assert labels is not None
+            MaskModel(masks, ENCODER, downstream.ORGANS, RECIPE).save(out / "segmenters" / f"{arm}-{seed}")
             results[f"{arm}-{seed}"] = {
                 "dice": downstream.dice(masks, tested)["dice"]["all"]["value"],
                 "accuracy": downstream.accuracy(labels, tested)["accuracy"]["all"]["value"],

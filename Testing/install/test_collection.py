@@ -86,10 +86,15 @@ def test_a_gated_model_says_what_to_do_first_and_a_refusal_loses_nothing(served:
     desk = Desk()
     desk.models.fetch("clinic/tiny")
     desk.settle()
-    for words in ("This model is gated", "accept", "hf auth login", "HF_TOKEN"):
+    for words in ("This model is gated", "accept", "'Token' below", "HF_TOKEN"):
         assert words in desk.models.confirm
     desk.models.agree(True)
     assert "is gated" in desk.settle()
+    desk.models.token = "hf_right"
+    desk.models.fetch("clinic/tiny")
+    desk.settle()
+    desk.models.agree(True)
+    assert desk.settle() == "clinic/tiny is here and whole."
 
 
 def test_a_name_that_is_none_and_the_built_in_model_ask_nobody() -> None:

@@ -67,6 +67,7 @@ def test_what_a_folder_lacks_is_named_with_the_folder() -> None:
 
 def test_passwords_in_addresses_are_left_out_and_the_rest_stays() -> None:
     text = "Looking in indexes: https://me:s3cret@host/simple, https://other/simple\nuser@host said"
+    assert without_passwords("Bearer hf_abcdefgh123 refused") == "Bearer hf_… refused"
     assert without_passwords(text) == "Looking in indexes: https://…@host/simple, https://other/simple\nuser@host said"
 
 

@@ -15,8 +15,8 @@ here = pathlib.Path({folder!r})
 real = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=subprocess.PIPE)
 words = 0
 for line in real.stdout:
-    words = words + 1 if b'"event":"word"' in line else 0
-    if words == 3:
+    words = 0 if b'"event":"done"' in line else words + (b'"event":"word"' in line)
+    if words >= 3 and b'"event":"word"' in line:
         while (here / "hold").exists():
             time.sleep(0.005)
         if (here / "garbage").exists():

@@ -42,7 +42,7 @@ def picture_of(host: Host, panel: Any, width: int = 560) -> Any:
     qt = host.qt
     panel.show()
     for _ in range(3):  # texts that wrap ask for their height once they know their width
-        panel.resize(width, panel.layout().totalHeightForWidth(width))
+        panel.resize(width, panel.layout().totalHeightForWidth(width) + 8)
         qt.QApplication.processEvents()
     return panel.grab()
 

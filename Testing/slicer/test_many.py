@@ -136,6 +136,7 @@ def test_by_clicks_the_window_lives_the_dialog_counts_and_cancel_ends_it(
     timer.start()
     host.chosen = [str(tmp_path / "out")]
     widget.ui.readSceneButton.click()
+    host.until(lambda: bool(widget.panel.note))
     timer.stop()
     assert len(ticks) > 20, "the loop went on meanwhile"
     assert widget.panel.note == "3 read, of 3."
@@ -148,11 +149,13 @@ def test_by_clicks_the_window_lives_the_dialog_counts_and_cancel_ends_it(
     relay.hold()
     cancel = host.qt.QTimer()
     cancel.setInterval(50)
-    cancel.connect("timeout()", lambda: (host.progress[-1].cancel(), relay.go_on(), cancel.stop()))
+    cancel.connect(
+        "timeout()", lambda: len(host.progress) == 2 and (host.progress[-1].cancel(), relay.go_on(), cancel.stop())
+    )
     host.chosen = [str(tmp_path / "scans"), str(tmp_path / "second")]
     cancel.start()
     widget.ui.readFolderButton.click()
-    assert widget.panel.note.startswith("Stopped.")
+    host.until(lambda: widget.panel.note.startswith("Stopped."))
     assert len(folders(tmp_path / "second")) < 3
     host.chosen = []
     widget.ui.readSceneButton.click()

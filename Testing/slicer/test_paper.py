@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import generate_uid
 
 from MedVLMReaderLib.dicom import read_series, series_files
 from MedVLMReaderLib.mrml import matrix_from
 from MedVLMReaderLib.panel import Panel
 from MedVLMReaderLib.paper import UIDS, exported_report, unused
 from Testing.made_readings import SECRETS, WHO, write_scan
+from Testing.made_scans import oblique_grid, write_series
 from Testing.slicer.core import SlicerCore
 from Testing.slicer.driving import read, sentence, settled
 
@@ -23,8 +26,11 @@ NEEDED = ("highdicom", "fhir.resources", "reportlab")
 @pytest.fixture
 def dicom_scan(core: SlicerCore, panel: Panel, files: dict[str, str], tmp_path: Path) -> Any:
     """A patient's series as Slicer loads it: counted from the other end, its instances known."""
-    pydicom = pytest.importorskip("pydicom")
-    write_scan(tmp_path / "series")
+    grid = oblique_grid((11, 17, 14), (21.0, 16.0, 19.0), axes=(1, 2, 0), signs=(1, -1, 1))  # as large as a patient
+    values = np.random.default_rng(1).integers(-20, 120, grid.shape).astype(np.int16)
+    values[2:5, 3:6, 8:12] = -900
+    who = {"StudyInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid(), "SliceThickness": "21", **WHO}
+    write_series(tmp_path / "series", values, grid, **who)
     volume = read_series(tmp_path / "series").flip(0, 1)
     for path in sorted((tmp_path / "series").iterdir()):
         files[str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)] = str(path)
@@ -54,9 +60,10 @@ def test_an_edited_report_goes_out_as_text_and_pdf_and_names_nobody(panel: Panel
     assert panel.note == f"{len(written)} files in {written[0].parent.name}."
     assert {"report.txt", "report.json", "report.pdf", "report.md"} <= {path.name for path in written}
     text = (written[0].parent / "report.txt").read_text()
-    assert "No stone." in text
-    assert "Renal calculus" not in text
-    assert "Is there a stone?" in text
+    report_text, chat_text = text.split("Questions and answers")
+    assert "No stone." in report_text
+    assert "Renal calculus" not in report_text
+    assert "Is there a stone?" in chat_text
     assert "Edited by hand" in text
     assert "AI GENERATED DRAFT, NOT FOR CLINICAL USE" in text
     report = exported_report(panel.case, 0)
@@ -75,12 +82,14 @@ def test_a_scan_that_is_not_dicom_belongs_to_no_patient(panel: Panel, tmp_path: 
 def test_dicom_objects_are_on_the_patient_of_the_series_that_the_scene_was_loaded_from(
     core: SlicerCore, panel: Panel, dicom_scan: Any, files: dict[str, str], tmp_path: Path
 ) -> None:
-    pydicom = pytest.importorskip("pydicom")
     for one in NEEDED:
         pytest.importorskip(one)
     read(panel)
+    panel.set(method="attention")
     panel.click(sentence(panel, 1))
     settled(panel)
+    assert panel.message == ""
+    assert panel.case.heat.method == "attention", "what is shown is what goes out"
     written = exported(panel, tmp_path / "out", "sr seg sc fhir")
     assert panel.message == ""
     objects = [pydicom.dcmread(path) for path in written if path.suffix == ".dcm"]

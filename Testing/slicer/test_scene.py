@@ -11,6 +11,7 @@ from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.geometry import Grid
 from MedVLMReaderLib.mrml import matrix_from
 from MedVLMReaderLib.scene import (
+    add_masks,
     cursor,
     displayed,
     jump,
@@ -163,3 +164,31 @@ def test_a_region_is_the_box_around_the_roi_as_it_lies(core: SlicerCore) -> None
     assert np.allclose(place.size_mm, (10, 20, 40))
     with pytest.raises(ReaderError, match="no region to ask about"):
         place_of_region(None)
+
+
+# ---- Masks ----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_become_segments_that_lie_where_their_voxels_lie(core: SlicerCore, ct: Any, grid: Grid) -> None:
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[3:6, 20:25, 5:9], labels[9:12, 4:8, 30:33] = 1, 3
+    node = add_masks(core.scene, ct, labels, ["background", "liver", "spleen", "stone"])
+    segmentation = node.GetSegmentation()
+    names = [segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())]
+    assert names == ["liver", "stone"]
+    for n, value in ((0, 1), (1, 3)):
+        place = node.GetSegmentCenterRAS(segmentation.GetNthSegmentID(n))
+        expected = grid.to_world(np.argwhere(labels == value).mean(0))
+        assert np.abs(np.array(place) - expected).max() < 4  # Slicer takes a voxel near the middle
+        assert segmentation.GetNthSegment(n).GetLabelValue() == value
+    tree = core.scene.GetSubjectHierarchyNode()
+    assert tree.GetItemParent(tree.GetItemByDataNode(node)) == tree.GetItemByDataNode(ct)
+
+
+def test_masks_of_another_shape_are_refused_and_nothing_found_is_no_segment(
+    core: SlicerCore, ct: Any, grid: Grid
+) -> None:
+    with pytest.raises(ReaderError, match="has"):
+        add_masks(core.scene, ct, np.zeros((2, 3, 4), np.uint8), ["background", "liver"])
+    node = add_masks(core.scene, ct, np.zeros(grid.shape, np.uint8), ["background", "liver"])
+    assert node.GetSegmentation().GetNumberOfSegments() == 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
+from MedVLMReaderLib.worker.qprocess import ProcessTransport
 from MedVLMReaderLib.worker.transport import Transport
 from Testing.slicer import pythonqt
 from Testing.slicer.core import SlicerCore
@@ -16,8 +15,8 @@ from Testing.worker.transports import TransportTests
 class TestProcessTransport(TransportTests):
     @pytest.fixture
     def transport(self, whole_core: SlicerCore) -> Transport:
-        Host(whole_core).load().cleanup()
-        made = sys.modules["MedVLMReader"].ProcessTransport()
+        host = Host(whole_core)
+        made = ProcessTransport(host.qt, host.qt.QApplication.processEvents)
         yield made
         made.close()
         assert all(made.connected)

@@ -17,7 +17,7 @@ from MedVLMReaderLib.mrml import ROLE, nodes
 from MedVLMReaderLib.worker.interpreter import VARIABLE
 from Testing.made_scans import oblique_grid
 from Testing.slicer import pythonqt
-from Testing.slicer.clock import unhindered
+from Testing.slicer.clock import Stopwatch
 from Testing.slicer.core import SlicerCore
 from Testing.slicer.host import Host
 from Testing.slicer.looks import everything_of_the_user
@@ -101,10 +101,10 @@ def asked(host: Host, view: Any, question: str) -> Any:
 
 def within_a_second(host: Host, view: Any, happens: Callable[[], object]) -> str:
     """What the form says, at most a second after something has happened."""
-    began = unhindered()
+    watch = Stopwatch()
     happens()
     host.until(lambda: bool(view.ui.messageLabel.text))
-    assert unhindered() - began < 1.0
+    assert watch.unhindered() < 1.0
     return str(view.ui.messageLabel.text)
 
 

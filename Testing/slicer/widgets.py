@@ -38,6 +38,10 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
             QtWidgets.QSizePolicy.Policy.Preferred,
             QtWidgets.QSizePolicy.Policy.Fixed if self._collapsed else QtWidgets.QSizePolicy.Policy.Preferred,
         )
+        if self._collapsed:
+            self.setMask(QtGui.QRegion(0, 0, 10_000, 22))
+        else:
+            self.clearMask()
         self.updateGeometry()
         self.update()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from MedVLMReaderLib import ReaderError
+from MedVLMReaderLib.block import BlockRecipe
 from MedVLMReaderLib.cli import main
 from MedVLMReaderLib.files import read
 from MedVLMReaderLib.models import segmenter
@@ -82,13 +83,17 @@ def scan() -> Volume:
     return Volume(np.random.default_rng(0).integers(-900, 500, grid.shape).astype(np.int16), grid, "CT", "made")
 
 
-def model(classes: int = 3) -> MaskModel:
+def model(classes: int = 3, recipe: MaskRecipe | BlockRecipe | None = None, head: int = 32) -> MaskModel:
     torch.manual_seed(0)
-    return MaskModel(Segmenter(SIZES, classes), SIZES, ["background", "liver", "stone"][:classes], MaskRecipe())
+    names = ["background", "liver", "stone"][:classes]
+    return MaskModel(Segmenter(SIZES, classes, head), SIZES, names, recipe or MaskRecipe())
 
 
-def test_masks_lie_on_the_scans_own_voxels_and_come_back_from_a_folder(tmp_path: Path) -> None:
-    ours, volume = model(), scan()
+@pytest.mark.parametrize(("recipe", "head"), [(MaskRecipe(), 32), (BlockRecipe(SIZES.shape, plane="axial"), 8)])
+def test_masks_lie_on_the_scans_own_voxels_and_come_back_from_a_folder(
+    tmp_path: Path, recipe: MaskRecipe | BlockRecipe, head: int
+) -> None:
+    ours, volume = model(recipe=recipe, head=head), scan()
     labels = ours.labels(volume)
     assert labels.grid.same_as(volume.grid)
     assert set(np.unique(labels.values)) <= {0, 1, 2}
@@ -136,6 +141,8 @@ def test_the_command_writes_a_label_map_and_says_what_it_shows(
         ({"classes": ["background", "liver"]}, "do not fit its config.json: 'head"),
         ({"classes": "liver"}, "no list of at least two classes"),
         ({"run": "code"}, "'run', which is not allowed"),
+        ({"recipe": {"block": {"shape": [4, 4, 4], "run": 1}}}, "a recipe that cannot be used"),
+        ({"recipe": {"boxes": {}}}, "a recipe that cannot be used"),
     ],
 )
 def test_a_folder_of_another_system_or_size_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:

@@ -245,10 +245,11 @@ def test_a_file_trains_the_projector_and_lora_and_the_result_is_a_start(
         ('trains = ["projector"]', 'trains = ["encoder"]', "keep_features reads every scan once"),
         ('pair = "pair"', 'pair = "llama"', "only 'dec_clip' can be read"),
         ('decoder = "llama"', 'decoder = "pair"', "holds a 'dec_clip'"),
+        ('pair = "pair"\ndecoder = "llama"', 'start = "pair"', "model_type 'dec_clip'; only 'vlm_qwen' can be read"),
+        ('decoder = "llama"', 'decoder = "nothing"', "is not a model's folder"),
         ("low = [6, 4]", "low = [6]", "make no Med3DVLM"),
         ("keep_features = true", "longest = 30", "nothing is left for the answer"),
         ("[lora]", "[augment]\nflip = 2\n[lora]", "from 0 to 1"),
-        ('system = "med3dvlm"', 'system = "med3dvlm"\ntraining = 3', "is no TOML"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(
@@ -257,6 +258,45 @@ def test_what_is_wrong_with_a_file_is_told(
     (parts / "wrong.toml").write_text(RECIPE.replace(old, new))
     assert main(["train", str(parts / "wrong.toml"), "--out", str(tmp_path / "run")]) == 1
     assert said in capsys.readouterr().err
+
+
+FAULTY = """volume,question,answer,choices,type
+made:3,Is there a stone?,yes,yes|no,abnormality
+made:4,Is there a stone?,no,yes|no,abnormality
+made:5,Is there a stone?,,yes|no,abnormality
+missing.nii,Is there a stone?,no,yes|no,abnormality
+made:6,Is there a stone?,maybe,yes|no,abnormality
+made:7,Is there a stone?,no,yes|no,mood
+"""
+
+
+def test_faults_of_a_table_are_listed_before_training_and_left_out_by_choice(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (parts / "faulty.csv").write_text(FAULTY)
+    recipe = RECIPE.replace("seeds = [3, 4]", 'cases = "faulty.csv"')
+    (parts / "faulty.toml").write_text(recipe)
+    command = ["train", str(parts / "faulty.toml"), "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert "4 faults" in told
+    for said in (
+        "row 4: the answer is empty",
+        "row 5: there is no",
+        "row 6: the answer 'maybe'",
+        "row 7: the question",
+    ):
+        assert said in told
+    (parts / "faulty.toml").write_text(recipe.replace("[data]", "[data]\nskip_faulty = true"))
+    assert main(command) == 0
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_a_table_with_other_columns_is_told(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (parts / "other.csv").write_text("scan,words\nmade:3,clear\n")
+    (parts / "other.toml").write_text(RECIPE.replace("seeds = [3, 4]", 'cases = "other.csv"'))
+    assert main(["train", str(parts / "other.toml"), "--out", str(tmp_path / "run")]) == 1
+    assert "has the columns scan, words. Known tables have: " in capsys.readouterr().err
 
 
 def test_a_run_of_another_system_is_not_gone_on_with(parts: Path, tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,10 +70,14 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
         ("log_every", "log_evry", "the key 'log_evry', which does not exist"),
         ("[data]", "[data]\nshuffle = 1", "the key 'shuffle', which does not exist"),
         ("[model]", "[network]", "the key 'network', which does not exist"),
-        ('"siglip"', '"clip"', "the system 'clip'. Known: siglip"),
+        ('"siglip"', '"clip"', "the system 'clip'. Known: siglip, med3dvlm"),
+        ("[data]", "[lora]\nrank = 2\n[data]", "the key 'lora', which does not exist"),
+        ("[data]", "[augment]\nturn = 1\n[data]", "the key 'turn', which does not exist"),
         ("seeds = [3, 5]", "", "a data set (cases) or made studies (seeds)"),
         ('"nano"', '"huge"', "the vision encoder 'huge'"),
         ("[data]", "[data", "is no TOML"),
+        ("[model]", "augment = 3\n[model]", "the key 'augment', which does not exist"),
+        ('system = "siglip"', 'system = "siglip"\naugment = 3', "augment = 3; it should be a table: [augment]"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(
@@ -86,7 +94,8 @@ def test_what_is_wrong_with_a_file_is_told(
         ("[masked]", "[masked]\nshuffle = 1", "[masked] has the key 'shuffle', which does not exist"),
         ("momentum = 0.99", "momntum = 0.99", "[dino] has the key 'momntum', which does not exist"),
         ('["axial"]', '["oblique"]', "the planes ['oblique']. Known: axial"),
-        ("patch = 12", "patch = 10", "Pictures of 96"),
+        ("patch = 12", "patch = 10", "patch 10 with table 96"),
+        ("size = 96", "size = 100", "Pictures of 100"),
         ("slice_depth = 4", "slice_dept = 4", "slice_dept"),
         ("pixel_mm = 4.5", "pixel_cm = 4.5", "pixel_cm"),
     ],
@@ -99,3 +108,28 @@ def test_what_is_wrong_with_a_file_of_ms_vlm_is_told(
     (tmp_path / "tiny.toml").write_text(text.replace(old, new))
     assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_the_file_for_many_gpus_is_one_that_accelerate_reads() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    config = load_config_from_file(str(SHIPPED / "fsdp.yaml"))
+    assert (config.distributed_type, config.mixed_precision) == ("FSDP", "bf16")
+    elsewhere = {"offload_params": "cpu_offload", "version": "fsdp_version"}
+    names = {elsewhere.get(name.removeprefix("fsdp_"), name.removeprefix("fsdp_")) for name in config.fsdp_config}
+    assert names <= set(FullyShardedDataParallelPlugin.__dataclass_fields__)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_in_two_processes_by_the_same_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace("batch = 2", "batch = 1").replace("[3, 5]", "[3, 6]"))
+    how = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
+           "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "MedVLMReaderLib"]  # fmt: skip
+    command = [*how, "train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=SHIPPED.parents[1], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert retrieval.load(tmp_path / "run" / "model").recipe.shape == (32, 64, 64)

@@ -95,6 +95,18 @@ def test_an_interpreter_that_is_not_there_is_named():
     driven.client.close()
 
 
+def test_another_interpreter_is_used_from_the_next_request_on_and_the_old_program_ended(rogue):
+    driven = rogue(*GREETED, f"said({LOADED!r} % next_id())", "time.sleep(9)")
+    assert isinstance(driven.last(lambda told: driven.client.load("m", on_event=told)), Loaded)
+    driven.client.use(driven.client.running.program.python)
+    assert driven.client.running.program.state == "ready", "the same one: nothing changes"
+    driven.client.use("/nowhere/python")
+    driven.until(lambda: len(driven.exits) == 1)
+    assert driven.exits[0].wanted
+    assert "'/nowhere/python'" in driven.failed(lambda told: driven.client.load("m", on_event=told)).message
+    driven.client.close()
+
+
 def test_what_is_printed_before_the_greeting_is_left_aside(rogue):
     driven = rogue("said('Welcome to this Python!')", *GREETED, f"said({LOADED!r} % next_id())", "time.sleep(9)")
     assert isinstance(driven.last(lambda told: driven.client.load("m", on_event=told)), Loaded)

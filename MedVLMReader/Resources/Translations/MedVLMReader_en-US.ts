@@ -200,6 +200,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>By slice: axial, coronal, sagittal</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Axial slices' shares of the heatmap</source>
       <translation type="unfinished" />
     </message>
@@ -288,7 +292,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>DiagnosticReport (R4)</source>
+      <source>The report for hospital systems (FHIR R4)</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -428,10 +432,6 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Where to keep the readings</source>
-      <translation type="unfinished" />
-    </message>
-    <message>
       <source>Relevance</source>
       <translation type="unfinished" />
     </message>
@@ -441,10 +441,6 @@
     </message>
     <message>
       <source>The model's folder</source>
-      <translation type="unfinished" />
-    </message>
-    <message>
-      <source>Starting the reader</source>
       <translation type="unfinished" />
     </message>
   </context>
@@ -479,11 +475,11 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>…</source>
+      <source>Choose the folder of the separate environment</source>
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Choose the folder of the separate environment</source>
+      <source>…</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -496,6 +492,10 @@
     </message>
     <message>
       <source>A folder, to install without a network</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Choose the folder of wheels</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -531,6 +531,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Stop installing</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Stop</source>
       <translation type="unfinished" />
     </message>
@@ -544,6 +548,10 @@
     </message>
     <message>
       <source>See what is installed</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Remove the separate environment</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -571,6 +579,10 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Another model of the hub</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Name of another model of the Hugging Face hub</source>
       <translation type="unfinished" />
     </message>
@@ -587,7 +599,15 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Stop fetching</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Stop fetching; what has arrived is kept</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Remove the chosen model</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -611,6 +631,21 @@
     </message>
     <message>
       <source>&amp;Back</source>
+      <translation type="unfinished" />
+    </message>
+  </context>
+  <context>
+    <name>MedVLMReaderQt.many</name>
+    <message>
+      <source>Where to keep the readings</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Starting the reader</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>MedVLM Reader</source>
       <translation type="unfinished" />
     </message>
   </context>
