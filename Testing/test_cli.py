@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from MedVLMReaderLib.calibration import Calibration
 from MedVLMReaderLib.cli import main, parser
 from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.reading import Reading
@@ -429,6 +430,20 @@ def test_evaluate_heatmaps_goes_on_from_what_it_kept_and_writes_its_page(
     assert "| relevance |" in page.read_text()
     assert run("evaluate", "verification", *asked[2:]) == 1
     assert "another measurement" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_calibrate_keeps_its_heads_where_it_is_told(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = next(n for n in range(60) if made_truth(n).findings and made_truth(n + 1).findings)
+    out = tmp_path / "heads.json"
+    asked = ("calibrate", "--model", tiny_model, "--seeds", f"{first}-{first + 1}", "--out", out)
+    assert run(*asked, "--json") == 0
+    found = printed(capsys)
+    assert found["heads"]
+    assert Calibration.load(out).seeds == (first, first + 1)
+    assert not (tiny_model / "calibration.json").exists()
 
 
 @pytest.mark.slow

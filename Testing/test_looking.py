@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,24 @@ def test_heads_that_localise_are_used_where_they_are_known(reader, seen, reading
     how = reader.look(seen, reading, method="attention").traces[0].how
     assert (how["heads"], how["chosen"]) == ([[0, 1]], "two heads that localise")
     assert reader.look(seen, reading, method="attention", heads=[0]).traces[0].how["heads"] == [[0, 0]]
+
+
+def test_words_count_as_far_as_the_image_decides_them_where_that_was_found_to_point_better(
+    reader, seen, reading, beside
+):
+    beside.write_text(calibrated(reader).to_json())
+    alike = reader.look(seen, reading, method="attention").traces[0]
+    beside.write_text(calibrated(reader, weighed=True).to_json())
+    weighed = reader.look(seen, reading, method="attention").traces[0]
+    assert (alike.how["weighed"], weighed.how["weighed"]) == (False, True)
+    assert not np.allclose(alike.weights, weighed.weights, rtol=1e-3)
+
+
+def test_a_calibration_of_before_words_could_be_weighed_is_read(reader, beside):
+    plain = json.loads(calibrated(reader).to_json())
+    del plain["weighed"]
+    beside.write_text(json.dumps(plain))
+    assert reader.calibration == calibrated(reader)
 
 
 def test_heads_of_other_weights_are_passed_over(reader, beside):
