@@ -22,7 +22,7 @@ class Settings:
     precision: str = "auto"
     method: str = ""
     """How the heatmap is found: attention or relevance; "": the model's own way."""
-    opacity: float = 1.0
+    opacity: float = 0.6
     threshold: float = 1.0
     """Times an even spread below which nothing is drawn."""
     context: str = ""
