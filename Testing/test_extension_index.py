@@ -201,8 +201,9 @@ NETWORK = {  # modules that can reach a network, and what for; each only when th
     "dicom.web": "reads from a server that the user names",
     "export.cstore": "sends a report to an archive that the user names",
     "export.stow": "sends a report to an archive that the user names",
-    "batch.cluster": "many studies on the user's own Ray cluster", "batch.shelf": "readings on a store that the user names",
-    "training.med3dvlm": "the tokenizer of a model of the hub that the user trains, unless it is here",
+    "batch.cluster": "many studies on the user's own Ray cluster",
+    "batch.shelf": "readings on a store that the user names",
+    "training.med3dvlm": "only writes weights, by the hub's library: nothing is reached",
 }  # fmt: skip
 REACHES = {"huggingface_hub", "requests", "urllib", "http", "socket", "dicomweb_client", "pynetdicom", "ray", "fsspec",
            "httpx", "ftplib", "smtplib", "ssl", "xmlrpc", "aiohttp"}  # fmt: skip
