@@ -198,9 +198,12 @@ AT_FILE_SCOPE = {  # what runs when a module is imported, and why it must
 NETWORK = {  # modules that can reach a network, and what for; each only when the user asks for just that
     "download": "models of the hub, after the user has agreed", "install.fetching": "models of the hub, after agreeing",
     "install.child": "asks the package index how large packages are, after the user has agreed to install",
-    "dicomweb": "reads from a server that the user names",
-    "export.sending": "sends a report to an archive that the user names",
-    "cluster": "many studies on the user's own Ray cluster", "shelf": "readings on a store that the user names",
+    "dicom.web": "reads from a server that the user names",
+    "export.cstore": "sends a report to an archive that the user names",
+    "export.stow": "sends a report to an archive that the user names",
+    "batch.cluster": "many studies on the user's own Ray cluster",
+    "batch.shelf": "readings on a store that the user names",
+    "training.med3dvlm": "only writes weights, by the hub's library: nothing is reached",
 }  # fmt: skip
 REACHES = {"huggingface_hub", "requests", "urllib", "http", "socket", "dicomweb_client", "pynetdicom", "ray", "fsspec",
            "httpx", "ftplib", "smtplib", "ssl", "xmlrpc", "aiohttp"}  # fmt: skip

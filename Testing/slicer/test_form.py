@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PySide6 import QtCore
 
 from Testing.slicer import pythonqt
 from Testing.slicer.host import MODULE
 from Testing.slicer.widgets import REGISTRY
 
 qt: Any = pythonqt.build()
+QtCore = pythonqt.QtCore  # by way of it: who imports PySide6 first decides what its enums are
 FORMS = sorted((MODULE.parent / "Resources" / "UI").glob("*.ui"))
 SET_UP = MODULE.parent / "MedVLMReaderQt" / "set_up.py"
 LIBRARY = MODULE.parents[1] / "MedVLMReaderLib"
