@@ -53,7 +53,7 @@ screenshots: $(VENV)/.ready-test  ## all pictures of the docs; those of the pane
 	@$(OFFLINE) QT_QPA_PLATFORM=offscreen $(BIN)/python -m Testing.slicer.set_up_picture
 
 docs: $(VENV)/.ready-test  ## the web site of the documentation, in build/site
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "build/site/index.html"
 
 troubleshooting: $(VENV)/.ready-test  ## write messages and models of the library into the pages that list them

@@ -591,6 +591,18 @@
       <translation type="unfinished" />
     </message>
     <message>
+      <source>Token for gated models</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Your token of the Hugging Face hub, for gated models; used for fetching and kept nowhere.</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
+      <source>Token, for gated models</source>
+      <translation type="unfinished" />
+    </message>
+    <message>
       <source>Fetch…</source>
       <translation type="unfinished" />
     </message>
