@@ -59,6 +59,8 @@ def train(
     skip_faulty: bool = False, minutes: float = 1e9,
 ) -> bool:  # fmt: skip
     """Train a pair on reports; True when finished, then with the published layout in folder/model."""
+    if settings.batch < 2:
+        raise ReaderError("A batch of one has no other report to compare with. Raise 'batch' in [training].")
     prepared = Prepared(folder / "blocks", pair.recipe)
     kept, left_out = prepare(cases, prepared, skip=skip_faulty)
     for fault in left_out:

@@ -74,6 +74,7 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
         ("[data]", "[lora]\nrank = 2\n[data]", "the key 'lora', which does not exist"),
         ("[data]", "[augment]\nturn = 1\n[data]", "the key 'turn', which does not exist"),
         ("seeds = [3, 5]", "", "a data set (cases) or made studies (seeds)"),
+        ("batch = 2", "batch = 1", "A batch of one has no other report to compare with"),
         ('"nano"', '"huge"', "the vision encoder 'huge'"),
         ("[data]", "[data", "is no TOML"),
         ("[model]", "augment = 3\n[model]", "the key 'augment', which does not exist"),
@@ -121,11 +122,16 @@ def test_the_file_for_many_gpus_is_one_that_accelerate_reads() -> None:
     assert names <= set(FullyShardedDataParallelPlugin.__dataclass_fields__)
 
 
+ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no",
+              "--dynamo_backend=no")  # fmt: skip
+TORCHRUN = "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+
+
 @pytest.mark.slow
-def test_accelerate_launch_trains_in_two_processes_by_the_same_file(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY.replace("batch = 2", "batch = 1").replace("[3, 5]", "[3, 6]"))
-    how = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
-           "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "MedVLMReaderLib"]  # fmt: skip
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "two processes"])
+def test_a_launcher_trains_by_the_same_file(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace("[3, 5]", "[3, 6]"))
+    how = [sys.executable, "-m", *launcher, "-m", "MedVLMReaderLib"]
     command = [*how, "train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=SHIPPED.parents[1], env=environment, capture_output=True, text=True, check=False)
