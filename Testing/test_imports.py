@@ -170,7 +170,7 @@ RULES = {
     "training.*": Rule(
         f"{GROUND} {MADE} {LEARNED} cases training training.* evaluation evaluation.*",
         "numpy scipy torch transformers tokenizers safetensors tqdm",
-        "accelerate monai ot peft tensorboard",
+        "accelerate huggingface_hub monai ot peft tensorboard",
     ),
     "evaluation": Rule(),
     "evaluation.phantom": Rule(
