@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
@@ -39,6 +40,10 @@ from MedVLMReaderLib.weights import DECODER_FIELDS, filled_decoder, new_decoder,
 
 MEASURED = "held-out.json"
 """Of the stage `masked`: its errors on studies that it has not learned from."""
+SPREAD = "spread.safetensors"
+"""Of the stage `dino`: mean and spread of the class tokens of the first scans."""
+FIRST = 64
+"""Scans that these are taken from."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,9 @@ def run(plan: Plan, cases: Sequence[Case], held_out: Sequence[Case], runs: Runs)
     decoder. Slices of `held_out` are only measured on."""
     kept = Stacks(runs.folder / "stacks", plan.recipe)
     names, others = (list(dict.fromkeys(case.volume for case in each)) for each in (cases, held_out))
-    if plan.dino and not runs.weights("dino").exists():
-        network = Dino(new_encoder(plan.sizes, plan.seed), plan.head, plan.views, momentum=plan.momentum)
-        rows = Slices(kept, names, plan.planes, plan.sizes.context)
-        _enough(len(rows), plan.dino, "slices")
-        if not fit(network, rows, pictures_together, plan.dino, runs.folder / "dino", minutes=runs.minutes):
-            return False
+    unspread = not (runs.folder / "dino" / SPREAD).exists()
+    if plan.dino and unspread and not _slices(plan, plan.dino, kept, names, runs):
+        return False
     unmeasured = not (runs.folder / "masked" / MEASURED).exists()
     if plan.masked and unmeasured and not _hidden_slices(plan, plan.masked, kept, names, others, runs):
         return False
@@ -139,6 +141,31 @@ def domain_of(paths: Sequence[Path], patch: int) -> Domain:
     return Domain.fitted(rows[~held_out], rows[held_out])
 
 
+def _slices(plan: Plan, settings: Settings, kept: Stacks, names: Sequence[str], runs: Runs) -> bool:
+    """DINO, and then how far the class tokens of slices lie apart."""
+    folder = runs.folder / "dino"
+    if not runs.weights("dino").exists():
+        network = Dino(new_encoder(plan.sizes, plan.seed), plan.head, plan.views, momentum=plan.momentum)
+        rows = Slices(kept, names, plan.planes, plan.sizes.context)
+        _enough(len(rows), settings, "slices")
+        if not fit(network, rows, pictures_together, settings, folder, minutes=runs.minutes):
+            return False
+    few = class_tokens(slice_encoder(plan, runs), kept, names[:FIRST], plan.planes, folder / "first.safetensors")
+    tokens = torch.cat(few.stacks)
+    save_file({"mean": tokens.mean(0), "spread": tokens.std(0).clamp(min=1e-6)}, folder / SPREAD)
+    return True
+
+
+def evened(encoder: SliceEncoder, mean: Tensor, spread: Tensor) -> None:
+    """Have class tokens come out with a mean of 0 and a spread of 1, by the last norm's own numbers.
+
+    Most of a class token is the same for every slice; what is not is what the Z-former has to tell.
+    """
+    with torch.no_grad():
+        encoder.norm.weight.div_(spread)
+        encoder.norm.bias.sub_(mean).div_(spread)
+
+
 def _hidden_slices(
     plan: Plan, settings: Settings, kept: Stacks, names: Sequence[str], others: Sequence[str], runs: Runs
 ) -> bool:
@@ -173,7 +200,10 @@ def new_zformer(plan: Plan) -> ZFormer:
 
 def slice_encoder(plan: Plan, runs: Runs) -> SliceEncoder:
     """What the first stage has learned: the teacher, as is usual."""
-    return _stage_part(SliceEncoder(plan.sizes), runs.weights("dino"), "teacher.encoder.")
+    encoder: SliceEncoder = _stage_part(SliceEncoder(plan.sizes), runs.weights("dino"), "teacher.encoder.")
+    if (path := runs.folder / "dino" / SPREAD).exists():
+        evened(encoder, **load_file(path))
+    return encoder
 
 
 def _stage_part(network: Any, path: Path, below: str) -> Any:

@@ -19,7 +19,7 @@ from MedVLMReaderLib.training.bridge import RANKS, UNSAID, Exchanges, Told, kept
 from MedVLMReaderLib.training.dino import Dino, HeadSizes, Views, new_encoder, view
 from MedVLMReaderLib.training.engine import Settings, curve
 from MedVLMReaderLib.training.masked_slices import Masked, Tokens, against_interpolation, interpolated, stacks_together
-from MedVLMReaderLib.training.ms_vlm import MEASURED, Plan, Runs, assembled, language, run
+from MedVLMReaderLib.training.ms_vlm import MEASURED, Plan, Runs, assembled, evened, language, run
 from MedVLMReaderLib.training.slice_stacks import Slices, Stacks
 from MedVLMReaderLib.volume import Volume
 from Testing.made_scans import oblique_grid
@@ -146,6 +146,17 @@ def test_the_teacher_follows_the_student_and_learns_nothing_by_itself() -> None:
     still = network.eval().centre.clone()
     network(pictures)
     assert torch.equal(network.centre, still)
+
+
+def test_class_tokens_come_out_around_nothing_and_one_apart_once_they_are_evened() -> None:
+    encoder = new_encoder(SIZES, 0).eval()
+    pictures = torch.rand(40, 1, 32, 32)
+    with torch.no_grad():
+        before = encoder(pictures)[:, 0]
+        evened(encoder, before.mean(0), before.std(0))
+        after = encoder(pictures)[:, 0]
+    torch.testing.assert_close(after.mean(0), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(after.std(0), torch.ones(16), atol=1e-3, rtol=0)
 
 
 def test_a_view_is_a_part_of_its_slice_turned_a_little_and_never_mirrored() -> None:
