@@ -49,7 +49,7 @@ def test_one_pair_is_no_retrieval() -> None:
 
 def test_equal_texts_score_one_and_foreign_ones_nothing() -> None:
     found, without = language.scores(["a nodule on the right", "qqq"], ["a nodule on the right", "clear"], wordnet=NONE)
-    assert set(found) == {"bleu", "rouge1", "rougel"}
+    assert set(found) == {"bleu", "bleu4", "rouge1", "rougel"}
     for values in found.values():
         assert values[0] == pytest.approx(1)
         assert values[1] == pytest.approx(0, abs=1e-6)
