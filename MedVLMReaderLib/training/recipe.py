@@ -74,7 +74,7 @@ DECODER: dict[str, Any] = {
 TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
 
 
-STEM = Schedule(steps=4000, learning_rate=2e-3)
+STEM = Schedule(steps=6000, learning_rate=2e-3)
 ENCODER = Schedule(steps=2200, learning_rate=1.5e-3)
 LANGUAGE = Schedule(steps=4000, learning_rate=1.5e-3)
 WORDS = Schedule(steps=4000, learning_rate=1.5e-3)
