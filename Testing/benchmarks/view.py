@@ -69,7 +69,7 @@ def measured(host: Host, core: SlicerCore) -> dict[str, Any]:
     widget.ui.readButton.setEnabled(True)
     widget.ui.readButton.click()
     done(host, widget, 1)
-    widget.ui.questionEdit.setText("Is there a lesion in the liver?")
+    widget.ui.questionEdit.setText("Is there a dark lesion in the liver?")
     widget.ui.askButton.setEnabled(True)
     widget.ui.askButton.click()
     done(host, widget, 2)

@@ -104,7 +104,7 @@ def told(host: Host, view: Any) -> None:
     number = next(n for n, kept in enumerate(panel.case.kept) if kept.is_report)
     reading = panel.case.kept[number].turn.reading
     start, stop = next(span for span in reading.sentences if "liver" in reading.text[slice(*span)])
-    panel.ask("Is there a lesion in the liver?")
+    panel.ask("Is there a dark lesion in the liver?")
     host.until(lambda: len(panel.case.kept) == 2 or bool(panel.message), PATIENCE_S)
     panel.click(f"sentence:{number}/{start}-{stop}")
     host.until(lambda: panel.case.heat is not None or bool(panel.message), PATIENCE_S)

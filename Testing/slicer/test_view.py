@@ -92,7 +92,7 @@ def test_the_sample_is_read_by_clicks_alone(host: Host, core: SlicerCore, view: 
     view.ui.hideButton.click()
     assert overlay.shown(core.scene) is None
     assert everything_of_the_user(core.scene) == user
-    view.ui.questionEdit.setText("Is there a lesion in the liver?")
+    view.ui.questionEdit.setText("Is there a dark lesion in the liver?")
     view.ui.askButton.click()
     host.until(lambda: len(view.panel.case.kept) == 2 or bool(view.panel.message))
     host.until(lambda: "liver" in view.ui.chatBrowser.plainText)
