@@ -89,7 +89,8 @@ def test_commands_options_and_targets_in_running_text_exist(page: Path) -> None:
         if found := re.match(r"make ([a-z-]+)", span):
             assert re.search(rf"^{found[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), span
     if page.name not in ("CONTRIBUTING.md", "checklist.md", "troubleshooting.md"):
-        known = options() | {"--disable-settings", "--force-reinstall", "--only"}  # Slicer's, pip's, the benchmarks'
+        # Slicer's, pip's, the benchmarks', torchrun's
+        known = options() | {"--disable-settings", "--force-reinstall", "--only", "--nproc-per-node"}
         spans = " ".join(re.findall(r"`([^`\n]+)`", text))
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", spans)) <= known
 
