@@ -86,7 +86,6 @@ def randomised() -> Iterator[Reader]:
         yield reader
 
 
-@UNJUDGED
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["relevance", "attention"])
 def test_with_randomised_weights_the_map_falls_apart(built_in, method):
@@ -104,7 +103,6 @@ def on_the_finding(reader: Reader, study: Study, method: str) -> bool:
     return bool(within_a_cell(peak, study.masks[0], study.volume.grid, reading.grids[0])[0])
 
 
-@UNJUDGED
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["relevance", "attention"])
 def test_mirrored_anatomy_moves_the_peak_into_the_mirrored_mask(built_in, method):
