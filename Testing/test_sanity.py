@@ -28,11 +28,6 @@ SEED, SEEDS = 518, (518, 554, 556, 582, 587)
 """Studies of one liver lesion."""
 
 
-UNJUDGED = pytest.mark.xfail(
-    reason="the built-in model's heatmaps do not localise well enough yet", raises=(AssertionError, ReaderError)
-)
-
-
 def reader_or_skip() -> Reader:
     try:
         return load("built-in")
@@ -141,7 +136,8 @@ def test_in_4_bits_the_heatmap_of_the_same_words_is_that_of_16(folder, body_ct, 
         reading = reader.ask(seen, "What?", options=Options(longest=1, heatmaps=False))
         *_, last = reading
         assert isinstance(last, Reading)
-        found = reader.look(seen, last, method=method, text="The liver is normal. You can nodule.")
+        # One word: how far the image decides each of several is noise in a decoder that has learned nothing.
+        found = reader.look(seen, last, method=method, text="nodule")
         maps.append(np.concatenate([heat.values.ravel() for heat in found.heatmaps()]))
     assert alike(*maps) >= least
 
