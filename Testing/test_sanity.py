@@ -98,7 +98,9 @@ def on_the_finding(reader: Reader, study: Study, method: str) -> bool:
     return bool(within_a_cell(peak, study.masks[0], study.volume.grid, reading.grids[0])[0])
 
 
-FOUR_OF_FIVE = pytest.mark.xfail(reason="attention follows the mirrored body in four of five studies", raises=AssertionError)
+FOUR_OF_FIVE = pytest.mark.xfail(
+    reason="attention follows the mirrored body in four of five studies", raises=AssertionError
+)
 
 
 @pytest.mark.slow
