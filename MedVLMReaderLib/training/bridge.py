@@ -20,6 +20,7 @@ from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
 from MedVLMReaderLib.training.features import encoded_plane, planes_of
 from MedVLMReaderLib.training.med3dvlm import Lora, adapted, merge
 from MedVLMReaderLib.training.objectives import words
+from MedVLMReaderLib.training.prepared import key_of
 from MedVLMReaderLib.training.slice_stacks import Stacks
 
 UNSAID = -100
@@ -95,7 +96,7 @@ def kept_features(encoder: SliceEncoder, kept: Stacks, names: Sequence[str], fol
     """A file of features for each volume, made where it is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.eval()
-    paths = {name: folder / f"{kept.key(name)}.safetensors" for name in dict.fromkeys(names)}
+    paths = {name: folder / f"{key_of(name, kept.recipe.key)}.safetensors" for name in dict.fromkeys(names)}
     for name, path in paths.items():
         if not path.exists():
             tensors: dict[str, Tensor] = {}

@@ -100,7 +100,7 @@ class Prepared:
 
     def of(self, name: str) -> Array:
         """(depth, rows, columns) of 0 to 255, mapped from the disk; made where it is not there yet."""
-        path = self.folder / f"{self._key(name)}.npy"
+        path = self.folder / f"{key_of(name, self.recipe.key)}.npy"
         if not path.exists():
             self._make(name, path)
         kept: Array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -115,16 +115,17 @@ class Prepared:
             np.save(file, np.rint(grey * 255).astype(np.uint8))
         part.replace(path)
 
-    def _key(self, name: str) -> str:
-        """Changes with the file or the recipe; tells nothing of the path."""
-        state: Sequence[object] = ()
-        if not name.startswith(MADE):
-            try:
-                found = Path(name).stat()
-            except OSError as error:
-                raise ReaderError(f"'{name}' cannot be read ({error.strerror}).") from None
-            state = found.st_size, found.st_mtime_ns
-        return hashlib.sha256(repr((name, state, self.recipe.key)).encode()).hexdigest()[:24]
+
+def key_of(name: str, recipe_key: str) -> str:
+    """Of a volume, made or a file, as prepared by a recipe: changes with either; tells nothing of the path."""
+    state: Sequence[object] = ()
+    if not name.startswith(MADE):
+        try:
+            found = Path(name).stat()
+        except OSError as error:
+            raise ReaderError(f"'{name}' cannot be read ({error.strerror}).") from None
+        state = found.st_size, found.st_mtime_ns
+    return hashlib.sha256(repr((name, state, recipe_key)).encode()).hexdigest()[:24]
 
 
 def prepare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.cases import MADE
 from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.preparation import Recipe, stacks, windows
 from MedVLMReaderLib.training.made_data import mapped
-from MedVLMReaderLib.training.prepared import volume_of
+from MedVLMReaderLib.training.prepared import key_of, volume_of
 from MedVLMReaderLib.volume import PLANES, Modality
 
 MODALITIES: tuple[Modality, ...] = ("CT", "MR", "")
@@ -58,7 +55,7 @@ class Stacks:
 
     def of(self, name: str) -> tuple[KeptStack, ...]:
         """The axial, coronal and sagittal stack of a case's volume. ReaderError where it cannot be read."""
-        path = self.folder / f"{self.key(name)}.npz"
+        path = self.folder / f"{key_of(name, self.recipe.key)}.npz"
         if not path.exists():
             self._make(name, path)
         kept = mapped(path)
@@ -86,17 +83,6 @@ class Stacks:
         with part.open("wb") as file:
             np.savez(file, **arrays)
         part.replace(path)
-
-    def key(self, name: str) -> str:
-        """Changes with the file or the recipe; tells nothing of the path."""
-        state: Sequence[object] = ()
-        if not name.startswith(MADE):
-            try:
-                found = Path(name).stat()
-            except OSError as error:
-                raise ReaderError(f"'{name}' cannot be read ({error.strerror}).") from None
-            state = found.st_size, found.st_mtime_ns
-        return hashlib.sha256(repr((name, state, self.recipe.key)).encode()).hexdigest()[:24]
 
 
 class Slices:
