@@ -33,6 +33,16 @@ ACCEPTED: dict[str, tuple[type, ...]] = {"double": (int, float), "float": (int, 
 _connections: dict[tuple[int, str], list[tuple[Any, Any, Any]]] = {}
 
 
+@contextlib.contextmanager
+def nothing_fails() -> Iterator[None]:
+    """What is done in here raises nothing in a slot and makes every connection that it asks for."""
+    slot_errors.clear()
+    failed_connections.clear()
+    yield
+    assert slot_errors == []
+    assert failed_connections == []
+
+
 def qobjects() -> Iterator[type]:
     """The classes of Qt that have properties and signals."""
     for module in (*MODULES, QtUiTools):

@@ -24,13 +24,10 @@ def host(whole_core: SlicerCore) -> Host:
 
 @pytest.fixture
 def view(host: Host, core: SlicerCore) -> Iterator[Any]:
-    pythonqt.slot_errors.clear()
-    pythonqt.failed_connections.clear()
-    widget = host.load()
-    yield widget
-    widget.cleanup()
-    assert pythonqt.slot_errors == []
-    assert pythonqt.failed_connections == []
+    with pythonqt.nothing_fails():
+        widget = host.load()
+        yield widget
+        widget.cleanup()
 
 
 def test_the_button_opens_the_first_page_and_links_lead_on_and_back(view: Any, host: Host) -> None:

@@ -24,15 +24,12 @@ def host(whole_core: SlicerCore) -> Host:
 
 @pytest.fixture
 def view(host: Host, core: SlicerCore) -> Iterator[Any]:
-    pythonqt.slot_errors.clear()
-    pythonqt.failed_connections.clear()
-    host.samples = SampleData(core)
-    widget = host.load()
-    host.application_started()
-    yield widget
-    widget.cleanup()
-    assert pythonqt.slot_errors == []
-    assert pythonqt.failed_connections == []
+    with pythonqt.nothing_fails():
+        host.samples = SampleData(core)
+        widget = host.load()
+        host.application_started()
+        yield widget
+        widget.cleanup()
 
 
 def run(module: Any) -> unittest.TestResult:

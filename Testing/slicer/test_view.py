@@ -34,13 +34,10 @@ def host(whole_core: SlicerCore) -> Host:
 
 @pytest.fixture
 def view(host: Host, core: SlicerCore) -> Iterator[Any]:
-    pythonqt.slot_errors.clear()
-    pythonqt.failed_connections.clear()
-    widget = host.load()
-    yield widget
-    widget.cleanup()
-    assert pythonqt.slot_errors == []
-    assert pythonqt.failed_connections == []
+    with pythonqt.nothing_fails():
+        widget = host.load()
+        yield widget
+        widget.cleanup()
 
 
 def sample(core: SlicerCore) -> Any:

@@ -62,15 +62,12 @@ def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Relay:
 
 @pytest.fixture
 def view(host: Host, core: SlicerCore, scan: Any, relay: Relay, tiny_model: Path) -> Iterator[Any]:
-    pythonqt.slot_errors.clear()
-    pythonqt.failed_connections.clear()
-    loaded = [host.load()]
-    loaded[0].panel.set(model=str(tiny_model))
-    host.until(lambda: loaded[0].ui.readButton.enabled)
-    yield loaded
-    loaded[-1].cleanup()
-    assert pythonqt.slot_errors == []
-    assert pythonqt.failed_connections == []
+    with pythonqt.nothing_fails():
+        loaded = [host.load()]
+        loaded[0].panel.set(model=str(tiny_model))
+        host.until(lambda: loaded[0].ui.readButton.enabled)
+        yield loaded
+        loaded[-1].cleanup()
 
 
 def begun(host: Host, view: Any, relay: Relay) -> str:
