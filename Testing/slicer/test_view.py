@@ -27,11 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 UI = MODULE.parent / "Resources" / "UI" / "MedVLMReader.ui"
 
 
-@pytest.fixture(scope="module")
-def host(whole_core: SlicerCore) -> Host:
-    return Host(whole_core)
-
-
 @pytest.fixture
 def view(host: Host, core: SlicerCore) -> Iterator[Any]:
     with pythonqt.nothing_fails():
