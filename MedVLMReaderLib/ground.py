@@ -12,12 +12,13 @@ import numpy as np
 from MedVLMReaderLib import ReaderError, parameters, scene
 from MedVLMReaderLib.case import Case
 from MedVLMReaderLib.gpu import GpuWatch
+from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.mrml import Node, to_world
 from MedVLMReaderLib.overlay import Look
 from MedVLMReaderLib.parameters import VOLUME, Settings
 from MedVLMReaderLib.state import STAGES
 from MedVLMReaderLib.worker.client import Client
-from MedVLMReaderLib.worker.events import Event, Failed, Progress, Saw, Started
+from MedVLMReaderLib.worker.events import Cancelled, Event, Failed, Needs, Progress, Saw, Started
 
 Intent = TypeVar("Intent", bound=Callable[..., None])
 
@@ -46,6 +47,8 @@ class Ground:
         self.scene, self.client, self.changed = scene_, client, changed
         self.file_of, self.meanwhile = file_of, meanwhile
         self.gpu = GpuWatch()
+        self.needs: Needs | None = None
+        """What the chosen model takes where it is one of the user's own, once that is known."""
         self.cases: dict[str, Case] = {}
         self.settings, self.foreign = Settings(), False
         self.message = self.status = self.confirm = self.note = ""
@@ -100,6 +103,25 @@ class Ground:
             case.moved, case.view, case.session.view, case.stamp = to_world(node), view, view, stamp
             case.study = self.client.see(volume, view, on_event=self._on_step(case))
         return case.study
+
+    def _weigh(self) -> None:
+        """Have the reader's program say what a model of the user's own takes; of those of the table it is known."""
+        self.needs, model = None, self.settings.model
+        if model in CARDS:
+            return
+
+        def heard(event: Event) -> None:
+            if isinstance(event, Needs) and model == self.settings.model:
+                self.needs = event
+            elif isinstance(event, Failed) and model == self.settings.model:
+                self._failed(event)
+            elif isinstance(event, Started | Progress):
+                self._step(event)
+            if isinstance(event, Needs | Cancelled):
+                self.status, self.progress = "", None
+            self.changed()
+
+        self.client.needs(model, on_event=heard)
 
     def _on_step(self, case: Case) -> Callable[[Event], None]:
         """For what only leads to something: tells how far it is, and of trouble."""

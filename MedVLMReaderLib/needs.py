@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from MedVLMReaderLib.gpu import Gpu
 from MedVLMReaderLib.memory import PRECISIONS, DecoderShape, Precision, free_memory, gigabytes, needed
@@ -18,7 +18,20 @@ def memory_line(name: str, precision: str, gpus: Sequence[Gpu] = ()) -> str:
     sizes, free = sizes_of(card, gpu is not None), gpu.free if gpu else free_memory()
     named = precision if precision in sizes else _automatic(card, sizes, free, gpu is not None)
     need = sizes[next(one for one in PRECISIONS if one == named)]
-    where = f"free on {gpu.name}" if gpu else "of memory free"
+    return _line(need, named, free, gpu.name if gpu else "")
+
+
+def own_line(
+    sizes: Mapping[str, int], chosen: str, free: int, device: str, precision: str, gpus: Sequence[Gpu] = ()
+) -> str:
+    """The same of a model of the user's own, with what the reader's program says of it (`worker.events.Needs`)."""
+    named = precision if precision in sizes else chosen or next(reversed(sizes), "")
+    gpu = next((one.name for one in gpus), "the GPU") if device.startswith("cuda") else ""
+    return _line(sizes[named], named, free, gpu) if named else ""
+
+
+def _line(need: int, named: str, free: int, gpu: str) -> str:
+    where = f"free on {gpu}" if gpu else "of memory free"
     verdict = "" if need <= free else " It will not fit: close other programs, or choose a smaller precision or model."
     return f"Needs {gigabytes(need)} ({named}); you have {gigabytes(free)} {where}.{verdict}"
 

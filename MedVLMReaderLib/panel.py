@@ -96,6 +96,8 @@ class Panel(Many):
         self._settle(**changes)
         if changes.keys() & {"model", "precision"}:
             self.gpu.ask()
+        if "model" in changes:
+            self._weigh()
         if changes.keys() & {"opacity", "threshold"}:
             overlay.restyle(self.scene, self.look)
         if "method" in changes and (case := self.case) is not None and case.heat is not None:

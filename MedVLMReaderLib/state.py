@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from MedVLMReaderLib import transcript
-from MedVLMReaderLib.needs import loaded_line, memory_line
+from MedVLMReaderLib.needs import loaded_line, memory_line, own_line
 from MedVLMReaderLib.results import provenance
 from MedVLMReaderLib.worker.events import Stage
 
@@ -94,4 +94,6 @@ def _memory(panel: Panel) -> str:
     chosen, loaded = panel.settings, panel.client.loaded
     if loaded is not None and panel.is_loaded:
         return loaded_line(loaded.precision, loaded.device, panel.gpu.found)
+    if (own := panel.needs) is not None:
+        return own_line(own.sizes, own.chosen, own.free, own.device, chosen.precision, panel.gpu.found)
     return memory_line(chosen.model, chosen.precision, panel.gpu.found)

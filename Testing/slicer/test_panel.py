@@ -47,6 +47,27 @@ def test_words_come_before_the_answer_and_the_memory_before_the_model(panel: Pan
     assert not panel.client.busy
 
 
+def test_of_a_model_of_ones_own_the_memory_is_said_before_it_is_loaded(
+    panel: Panel, tiny_model: Path, tmp_path: Path
+) -> None:
+    panel.client.free()
+    panel.set(model="built-in")
+    panel.set(model=str(tiny_model))
+    assert panel.state().memory == "", "the reader's program is asked"
+    settled(panel)
+    assert panel.state().memory.startswith("Needs 0.")
+    assert "(fp32); you have" in panel.state().memory
+    assert (panel.client.loaded, panel.state().status, panel.message) == (None, "", "")
+    panel.set(precision="bf16")
+    assert "(bf16); you have" in panel.state().memory
+    panel.set(model=str(tmp_path / "holiday pictures"))
+    settled(panel)
+    assert panel.state().memory == ""
+    assert "holiday pictures" in panel.message, "that it is no model is said at once"
+    panel.set(model="built-in", precision="auto")
+    assert panel.state().memory.startswith("Needs 0.1 GB (fp32)")
+
+
 def test_a_click_shows_the_sentence_and_moves_nothing_of_the_users(core: SlicerCore, panel: Panel, scan: Any) -> None:
     read(panel)
     user, before = everything_of_the_user(core.scene), core.pictures()
