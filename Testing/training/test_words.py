@@ -27,7 +27,7 @@ from MedVLMReaderLib.training.telling import (
     shares,
     told,
 )  # fmt: skip
-from MedVLMReaderLib.training.words import hints_of, packed, softened, thinned
+from MedVLMReaderLib.training.words import FOUND_SAID, hints_of, informative, packed, softened, thinned
 from MedVLMReaderLib.truth import STRUCTURES, Finding, Truth
 
 REPORT = Turn("Describe the findings.", "Findings: Nodule of 14 mm in the right lung. The liver is normal.")
@@ -73,6 +73,14 @@ def test_only_answers_are_learned(tokenizer):
     assert (batch.weights[0, :start] == 0).all()
     assert (batch.weights[0, start:] > 0).all()
     assert batch.positions[0].tolist() == list(range(3 + len(ids)))
+
+
+def test_the_word_that_decides_for_a_finding_counts_most(tokenizer):
+    answer = "Findings: Axial CT without contrast. The left lung is clear. There is a nodule in the right lung, 14 mm."
+    ids = tokenizer.encode(f"{answer} The heart is normal. The liver is normal. The spleen is normal.")
+    weights = dict(zip(tokenizer.convert_ids_to_tokens(ids), informative(ids, tokenizer).tolist(), strict=True))
+    decides = {word.lstrip("\u0120"): weight for word, weight in weights.items()}
+    assert decides["There"] == FOUND_SAID > decides["The"] > decides["nodule"] > decides["spleen"] > 0
 
 
 def test_a_number_may_be_a_little_off_and_a_word_may_not(tokenizer):
