@@ -76,11 +76,14 @@ def test_only_answers_are_learned(tokenizer):
 
 
 def test_the_word_that_decides_for_a_finding_counts_most(tokenizer):
-    answer = "Findings: Axial CT without contrast. The left lung is clear. There is a nodule in the right lung, 14 mm."
-    ids = tokenizer.encode(f"{answer} The heart is normal. The liver is normal. The spleen is normal.")
-    weights = dict(zip(tokenizer.convert_ids_to_tokens(ids), informative(ids, tokenizer).tolist(), strict=True))
-    decides = {word.lstrip("\u0120"): weight for word, weight in weights.items()}
-    assert decides["There"] == FOUND_SAID > decides["The"] > decides["nodule"] > decides["spleen"] > 0
+    answer = (
+        "Findings: Axial MR without contrast. The right lung is clear. Bright lesion of 35 mm in the liver. "
+        "The spleen is normal. The left kidney is normal. The right kidney is normal."
+    )
+    ids = tokenizer.encode(answer)
+    said = [tokenizer.decode([one]).strip() for one in ids]
+    weights = dict(zip(said, informative(ids, tokenizer).tolist(), strict=True))
+    assert weights["Bright"] == FOUND_SAID > weights["The"] > weights["lesion"] > weights["spleen"] > 0
 
 
 def test_a_number_may_be_a_little_off_and_a_word_may_not(tokenizer):
