@@ -83,7 +83,7 @@ def test_the_word_that_decides_for_a_finding_counts_most(tokenizer):
     ids = tokenizer.encode(answer)
     said = [tokenizer.decode([one]).strip() for one in ids]
     weights = dict(zip(said, informative(ids, tokenizer).tolist(), strict=True))
-    assert weights["Bright"] == FOUND_SAID > weights["The"] > weights["lesion"] > weights["spleen"] > 0
+    assert weights["B"] == FOUND_SAID > weights["The"] > weights["lesion"] > weights["spleen"] > 0
 
 
 def test_a_number_may_be_a_little_off_and_a_word_may_not(tokenizer):
