@@ -27,7 +27,8 @@ def train(
 
 def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
     """The plan of a file. ReaderError for a key that does not exist, or sizes that do not fit."""
-    from MedVLMReaderLib.models.ms_vlm import Sizes, Template
+    from MedVLMReaderLib.models.ms_vlm import Template
+    from MedVLMReaderLib.models.slice_encoder import Sizes
     from MedVLMReaderLib.preparation import Recipe
     from MedVLMReaderLib.training.bridge import RANKS
     from MedVLMReaderLib.training.dino import HeadSizes, Views

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedVLMReaderLib.models.ms_vlm import Sizes, SliceEncoder
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.training.objectives import processes
 
 

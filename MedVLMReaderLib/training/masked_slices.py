@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib.evaluation.phantom import figure
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.models.ms_vlm import SliceEncoder, ZFormer
+from MedVLMReaderLib.models.ms_vlm import ZFormer
+from MedVLMReaderLib.models.slice_encoder import SliceEncoder
 from MedVLMReaderLib.training.objectives import masked_slices
 from MedVLMReaderLib.training.slice_stacks import Stacks
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models.domain import Domain, statistics
-from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, SliceEncoder, Template, ZFormer
+from MedVLMReaderLib.models.ms_vlm import MSVLM, Template, ZFormer
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.shards import Shards
 from MedVLMReaderLib.training.bridge import RANKS, Exchanges, kept_features, train_bridge, train_lora

@@ -24,7 +24,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.models.domain import Domain, statistics
-from MedVLMReaderLib.models.ms_vlm import Bridge, Sizes, SliceEncoder, Template
+from MedVLMReaderLib.models.ms_vlm import Bridge, Template
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import REPORT_REQUEST
 from MedVLMReaderLib.preparation import Recipe

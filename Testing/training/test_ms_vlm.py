@@ -12,7 +12,8 @@ import torch
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
-from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, Template, ZFormer
+from MedVLMReaderLib.models.ms_vlm import MSVLM, Template, ZFormer
+from MedVLMReaderLib.models.slice_encoder import Sizes
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.training.bridge import RANKS, UNSAID, Exchanges, Told, kept_features
