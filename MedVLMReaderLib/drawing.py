@@ -23,6 +23,7 @@ class Drawing:
     def __init__(self, qt: Any, ui: Any, edited: str) -> None:
         """`ui`: the form's widgets by their names; `edited`: what is said of a report that was edited."""
         self.qt, self.ui, self.edited, self.before, self.began = qt, ui, edited, State(), False
+        self.saw: bytes | None = None
         self.kinds = {
             "text": ui.textBox, "markdown": ui.markdownBox, "pdf": ui.pdfBox, "json": ui.jsonBox, "fhir": ui.fhirBox,
             "sr": ui.srBox, "dicom-pdf": ui.dicomPdfBox, "sc": ui.scBox, "pmap": ui.pmapBox, "seg": ui.segBox,
@@ -38,7 +39,9 @@ class Drawing:
         if state.heat != self.before.heat or not self.began:
             self._curves(panel)
         self.began = True
-        self._picture(self.ui.sawLabel, panel.saw)
+        if panel.saw is not self.saw:
+            self.saw = panel.saw
+            self._picture(self.ui.sawLabel, panel.saw)
         self.before = state
 
     def _able(self, state: State) -> None:

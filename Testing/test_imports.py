@@ -93,7 +93,7 @@ RULES = {
     "planting": Rule("geometry volume truth shapes anatomy", "numpy"),
     "phantom": Rule("geometry volume study truth shapes anatomy planting", "numpy scipy"),
     "phantom_report": Rule("truth"),
-    "heatmap": Rule("geometry volume", "numpy", "scipy"),
+    "heatmap": Rule("geometry volume", "numpy"),
     "reading": Rule("geometry volume study heatmap", "numpy"),
     "slices": Rule("geometry volume heatmap", "numpy"),
     "report_page": Rule("reading volume slices", "numpy"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib import heatmap as heatmap_module
@@ -244,6 +245,16 @@ def test_a_lone_thin_cell_does_not_outweigh_a_place_on_which_the_planes_agree():
     assert (round(j), round(i)) == (6, 5)
     soft = softened(combined(heats), [thin, wide])
     assert soft.values.sum() == pytest.approx(combined(heats).values.sum(), rel=1e-5)
+
+
+def test_a_softened_heatmap_is_one_under_a_gaussian_of_half_a_cell_that_ends_at_the_box():
+    box = oblique((9, 14, 11), (2.0, 1.0, 1.5))
+    planes = [box, box.transpose((1, 0, 2)), box.transpose((2, 0, 1)).resize((4, 9, 7))]
+    whole = Volume(np.random.default_rng(0).random(box.shape).astype(np.float32), box)
+    sigma = (3.0 ** (1 / 3) / 2) / np.array([2.0, 1.0, 1.5])
+    expected = ndimage.gaussian_filter(whole.values.astype(float), sigma, mode="constant", truncate=3.0)
+    expected *= whole.values.sum() / expected.sum()
+    np.testing.assert_allclose(softened(whole, planes).values, expected, rtol=1e-5)
 
 
 def test_slices_side_by_side_are_not_smeared_into_what_was_not_seen():

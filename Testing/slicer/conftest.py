@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from MedVLMReaderLib.worker.transport import SubprocessTransport
 from Testing.made_scans import oblique_grid
 from Testing.slicer.core import SlicerCore, missing
 
+if TYPE_CHECKING:
+    from Testing.slicer.host import Host
+
 if missing():  # test_core.py says why
     collect_ignore_glob = ["test_[!c]*.py"]
 
@@ -23,6 +26,14 @@ if missing():  # test_core.py says why
 def whole_core() -> SlicerCore:
     """The only one of this process: Slicer's factories are singletons."""
     return SlicerCore()
+
+
+@pytest.fixture(scope="module")
+def host(whole_core: SlicerCore) -> Host:
+    """The desktop's stand-in around the core."""
+    from Testing.slicer.host import Host
+
+    return Host(whole_core)
 
 
 @pytest.fixture

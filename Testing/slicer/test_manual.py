@@ -17,11 +17,6 @@ from Testing.slicer.host import Host
 PAGES = sorted(path.name for path in manual_folder().glob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def host(whole_core: SlicerCore) -> Host:
-    return Host(whole_core)
-
-
 @pytest.fixture
 def view(host: Host, core: SlicerCore) -> Iterator[Any]:
     with pythonqt.nothing_fails():

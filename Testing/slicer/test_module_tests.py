@@ -17,11 +17,6 @@ from Testing.slicer.host import MODULE, Host
 from Testing.slicer.sample_data import SampleData
 
 
-@pytest.fixture(scope="module")
-def host(whole_core: SlicerCore) -> Host:
-    return Host(whole_core)
-
-
 @pytest.fixture
 def view(host: Host, core: SlicerCore) -> Iterator[Any]:
     with pythonqt.nothing_fails():

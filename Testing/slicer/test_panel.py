@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from MedVLMReaderLib import overlay, parameters, results
-from MedVLMReaderLib.mrml import ROLE, matrix_from, nodes
+from MedVLMReaderLib.mrml import ROLE, array_from, matrix_from, nodes, voxels
 from MedVLMReaderLib.panel import Panel
 from MedVLMReaderLib.scene import world_affine
 from Testing.made_scans import oblique_grid
@@ -177,6 +177,12 @@ def test_closing_the_scene_while_answering_leaves_nothing(core: SlicerCore, pane
     assert [one for one in nodes(core.scene, "vtkMRMLNode") if one.GetAttribute(ROLE)] == []
 
 
+def planes(core: SlicerCore) -> list[Any]:
+    """(4, 4) of each slice view, and where the crosshair is."""
+    crosshair = next(nodes(core.scene, "vtkMRMLCrosshairNode"))
+    return [*(array_from(view.node.GetSliceToRAS()) for view in core.views.values()), crosshair.GetCrosshairRAS()]
+
+
 def test_a_saved_scene_brings_everything_back(core: SlicerCore, panel: Panel, tmp_path: Path) -> None:
     read(panel)
     panel.ask("Is there a stone?")
@@ -185,7 +191,8 @@ def test_a_saved_scene_brings_everything_back(core: SlicerCore, panel: Panel, tm
     panel.click(sentence(panel, 0, turn=1))
     settled(panel)
     panel.set(opacity=0.6, threshold=1.5)
-    was, pictures = panel.state(), core.pictures()
+    was, pictures, at = panel.state(), core.pictures(), planes(core)
+    heat = np.array(voxels(overlay.shown(core.scene)))
     assert core.save(tmp_path / "scene.mrb")
     assert core.views["Red"].composite.GetNumberOfAdditionalLayers() == 1, "the layer is back after saving"
     assert core.open(tmp_path / "scene.mrb")
@@ -193,6 +200,9 @@ def test_a_saved_scene_brings_everything_back(core: SlicerCore, panel: Panel, tm
     for one in ("report", "chat", "findings", "impression", "edited", "provenance", "heat"):
         assert getattr(now, one) == getattr(was, one), one
     assert (panel.settings.opacity, panel.settings.threshold) == (0.6, 1.5)
+    assert np.array_equal(voxels(overlay.shown(core.scene)), heat)
+    for place, before in zip(planes(core), at, strict=True):
+        np.testing.assert_allclose(place, before, atol=1e-4)
     for name, picture in core.pictures().items():
         assert (np.abs(picture.astype(int) - pictures[name]).sum(2) > 24).mean() < 0.01, name
     panel.ask("And a third?")

@@ -17,11 +17,6 @@ from Testing.slicer.host import MODULE, Host
 UI = MODULE.parent / "Resources" / "UI" / "MedVLMReaderSetUp.ui"
 
 
-@pytest.fixture(scope="module")
-def host(whole_core: SlicerCore) -> Host:
-    return Host(whole_core)
-
-
 class Section:
     """The section with a Python of one's own, and what it told the module."""
 

@@ -30,11 +30,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def host(whole_core: SlicerCore) -> Host:
-    return Host(whole_core)
-
-
 @pytest.fixture
 def scan(core: SlicerCore) -> Any:
     """Shown behind a PET and a label map, views linked: all that must stay."""

@@ -192,7 +192,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Fro&amp;m:</source>
+      <source>T&amp;hreshold:</source>
       <translation type="unfinished" />
     </message>
     <message>
