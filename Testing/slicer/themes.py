@@ -1,4 +1,4 @@
-"""Panel and set-up as in a dark theme and on a display of 200 %, to be looked at: `python -m Testing.slicer.themes FOLDER`.
+"""Panel and set-up in a dark theme and at 200 %, to be looked at: `python -m Testing.slicer.themes FOLDER`.
 
 Nothing is read or installed: words are put where they would stand, so that it takes seconds.
 """
