@@ -90,7 +90,7 @@ def described(offer: Offer) -> str:
     lines = [html.escape(line) for part in parts if part for line in part.splitlines()]
     if offer.state != "shipped":
         page = html.escape(f"https://huggingface.co/{_repository(offer)}")
-        lines.append(f'<a href="{page}">The model\'s page, with its licence</a>')
+        lines.append(f'<a href="{page}" style="color: palette(text)">The model\'s page, with its licence</a>')
     return "<br>".join(lines)
 
 

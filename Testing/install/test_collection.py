@@ -132,7 +132,7 @@ def test_every_model_of_the_table_is_offered_with_licence_and_size() -> None:
         assert card.licence in offer.line
         assert "GB" in offer.line or "MB" in offer.line
         assert offer.licence.endswith("?") == ("licence" in card.unsure and card.licence != "unknown"), name
-        page = f'<a href="https://huggingface.co/{card.source}">'
+        page = f'<a href="https://huggingface.co/{card.source}" '
         assert (page in described(offer)) != card.shipped
         if not card.shipped:
             assert card.licence in described(offer)
