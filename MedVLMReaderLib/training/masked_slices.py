@@ -34,8 +34,9 @@ class Hiding:
     share: float = 0.3
     """Of the slices that are hidden, as published."""
     from_line: bool = False
-    """Only how they differ from the line between the nearest slices that are not hidden, through a layer that begins
-    at nothing: it starts as good as the line. What it is shown and its loss are as published."""
+    """Hidden places hold the line between the nearest slices that are not hidden, not zeros as published, and only how
+    a slice differs from it is told, through a layer that begins at nothing: it starts as good as the line. The loss
+    is as published."""
     sines: float = 0.0
     """Height of the sines that the Z-former's table of places begins with. 0: small random numbers, as published, from
     which it takes long to learn which slices are neighbours."""
@@ -62,11 +63,12 @@ class Masked(nn.Module):
         return {"masked": masked_slices(self.rebuilt(slices, present, hidden), slices, hidden)}
 
     def rebuilt(self, slices: Tensor, present: Tensor, hidden: Tensor) -> Tensor:
-        """(stacks, slices, width) what it says, the hidden ones being nothing to it, as published."""
-        said: Tensor = self.zformer(slices * ~hidden[..., None], present)
+        """(stacks, slices, width) what it says. What hidden slices hold is nothing to it, as published."""
         if self.difference is None:
+            said: Tensor = self.zformer(slices * ~hidden[..., None], present)
             return said
-        return interpolated(slices, present & ~hidden) + self.difference(said)
+        line = interpolated(slices, present & ~hidden)
+        return line + self.difference(self.zformer(line * present[..., None], present))
 
 
 @torch.no_grad()
