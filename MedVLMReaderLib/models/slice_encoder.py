@@ -16,7 +16,7 @@ from MedVLMReaderLib.weights import only
 ZFORMER_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "pad_token_id",
     "block_size", "num_random_blocks", "max_position_embeddings", "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
+    "attention_probs_dropout_prob", "initializer_range",
 )  # fmt: skip
 CHUNK = 32
 """Slices encoded at a time: bounds memory, changes nothing."""
