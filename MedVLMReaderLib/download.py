@@ -217,8 +217,8 @@ def gated(repository: str) -> str:
     return (
         f"'{repository}' is gated: its makers ask you to accept their terms first.\n"
         f"1. Open https://huggingface.co/{repository}, log in and accept the terms.\n"
-        "2. Run 'hf auth login' on this machine (or set HF_TOKEN) with a token of that account.\n"
-        "Then the same command goes on."
+        "2. In Slicer put a token of that account into 'Token' ('Set-up and models', 'Models') and fetch the model "
+        "there. Elsewhere run 'hf auth login' on this machine (or set HF_TOKEN) with it; then the same command goes on."
     )
 
 

@@ -67,9 +67,12 @@ def to_fetch(name: str) -> str:
     card = CARDS.get(name)
     if card is None or card.shipped or any(one.whole and one.name == card.source for one in installed()):
         return ""
-    size = gigabytes(2 * card.parameters)
-    gated = " Its makers ask for an agreement on their page first." if card.gated else ""
+    size, doubt = gigabytes(2 * card.parameters), "?" if "licence" in card.unsure else ""
+    gated = (
+        " It is gated: its makers give it to people who have accepted their terms on that page. Below 'Set-up and "
+        "models', 'Models' says how, and takes the token that they give you."
+    ) if card.gated else ""  # fmt: skip
     return (
         f"{card.title} is not on this machine. About {size} will be fetched from huggingface.co/{card.source} "
-        f"(licence: {card.licence}).{gated} Nothing of your scans is sent. Fetch it?"
+        f"(licence: {card.licence}{doubt}).{gated} Nothing of your scans is sent. Fetch it?"
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from MedVLMReaderLib.models.layers import Perceiver
-from MedVLMReaderLib.models.ms_vlm import Sizes, SliceEncoder, ZFormer
+from MedVLMReaderLib.models.ms_vlm import ZFormer
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from Testing.parity import Kind, Tensors, filled_by_name
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 COMMIT = "c0ffee00" * 5
 
@@ -117,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_content: bool) -> None:
         hub, asked = self.hub, self.headers.get("Range", "")
         hub.asked.append((self.command, self.path, asked))
-        status, headers, content = hub.answer(self.path)
+        status, headers, content = hub.answer(urlsplit(self.path)._replace(scheme="", netloc="").geturl())
         if hub.gated and "/resolve/" in self.path and self.headers.get("Authorization") != f"Bearer {hub.token}":
             status, headers, content = 401, {"X-Error-Code": "GatedRepo"}, b""
         start = int(asked.removeprefix("bytes=").rstrip("-") or 0) if asked else 0

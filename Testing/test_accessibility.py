@@ -110,6 +110,14 @@ def test_no_widget_has_a_size_or_colour_that_a_larger_font_or_a_dark_theme_would
         assert ("color:" not in style) or contrast(*colours_of(style)) >= 7, name
 
 
+@form
+def test_lists_break_long_lines_in_the_place_of_hiding_their_end(path: Path) -> None:
+    for kind, name, held in widgets(path):
+        if kind == "QListWidget":
+            assert held.get("wordWrap") == "true", name
+            assert held.get("horizontalScrollBarPolicy") == "Qt::ScrollBarAlwaysOff", name
+
+
 def colours_of(style: str) -> tuple[str, str]:
     """Background and letters of a style, which must name both."""
     found = re.search(r"background-color: (#\w{6}); color: (#\w{6})", style)

@@ -263,6 +263,17 @@ def test_what_can_reach_a_network_is_known_and_each_waits_for_the_user() -> None
         assert not {one.name.split(".")[0] for one in imports("", ast.parse(path.read_text()))} & REACHES
 
 
+def test_the_page_on_privacy_names_every_place_that_anything_can_go_to() -> None:
+    page = (ROOT / "docs" / "privacy.md").read_text()
+    named = {
+        "download": "Hugging Face hub", "install.fetching": "Hugging Face hub", "install.child": "package index",
+        "dicom.web": "DICOMweb", "export.cstore": "C-STORE", "export.stow": "STOW-RS", "batch.cluster": "Ray cluster",
+        "batch.shelf": "s3://", "training.med3dvlm": "",
+    }  # fmt: skip
+    assert set(named) == set(NETWORK)
+    assert [words for words in named.values() if words not in page] == []
+
+
 def test_reading_reaches_no_network(tiny_model: Path, body_ct: object, monkeypatch: pytest.MonkeyPatch) -> None:
     from MedVLMReaderLib.reader import load
 

@@ -16,6 +16,8 @@ from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 
 from MedVLMReaderLib import ReaderError, hub
+from MedVLMReaderLib.cli import main
+from MedVLMReaderLib.commands.terminal import fetching
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.reader import load
 from MedVLMReaderLib.shards import PICKLE_NOTE
@@ -67,6 +69,24 @@ def refused(name: str = "clinic/tiny", **more: object) -> str:
     with pytest.raises(ReaderError) as told:
         hub.find(name, **more)  # type: ignore[arg-type]
     return str(told.value)
+
+
+def test_the_command_line_says_what_it_fetches_and_under_which_licence_before_it_does(served, capsys):
+    assert main(["models", "--get", "clinic/tiny"]) == 0
+    told = "Fetching 'clinic/tiny' from https://huggingface.co/clinic/tiny: licence as its page says."
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert said.count("Fetching") == 1
+    assert main(["models", "--get", "clinic/tiny"]) == 0
+    assert "Fetching" not in capsys.readouterr().err, "it is here"
+    assert "about 8.6 GB, licence Health AI Developer Foundations" in fetching("medgemma-1.5")
+
+
+def test_progress_begins_before_any_weight_is_asked_for(served):
+    asked: list[int] = []
+    hub.find("clinic/tiny", progress=lambda *_: asked.append(len(served.ranges(".safetensors"))))
+    assert asked[0] == 0
+    assert asked[-1] == 2
 
 
 def test_a_model_of_the_hub_is_fetched_checked_and_read(served, body_ct):

@@ -113,6 +113,7 @@ RULES = {
     "models.domain": Rule("", "torch"),
     "models.vit3d": Rule("geometry", "torch"),
     "models.dcformer": Rule("", "torch"),
+    "models.slice_encoder": Rule("models.layers weights", "torch"),
     "models.sentencepiece": Rule("", "torch transformers tokenizers"),
     "models.families": Rule("geometry", "numpy torch transformers"),
     "models.pyramid": Rule("geometry models.dcformer weights", "torch", "monai"),
@@ -120,7 +121,7 @@ RULES = {
     "models.*": Rule(
         "geometry volume study preparation block pages memory shards quantise weights models models.layers "
         "models.domain models.vit3d models.sentencepiece models.dcformer models.one_block models.families "
-        "models.published models.pyramid models.pair",
+        "models.published models.pyramid models.pair models.slice_encoder",
         "numpy torch transformers tokenizers safetensors monai",
     ),
     "attention": Rule("geometry study prefix sinks", "numpy torch transformers"),

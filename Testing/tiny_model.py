@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken
 
-from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, Template
+from MedVLMReaderLib.models.ms_vlm import MSVLM, Template
+from MedVLMReaderLib.models.slice_encoder import Sizes
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training.language import END, READER, USER, made_tokenizer
 from MedVLMReaderLib.weights import new_decoder

@@ -14,7 +14,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from MedVLMReaderLib.install.collection import Collection, offers, question
+from MedVLMReaderLib.install.collection import Collection, described, offers
 from MedVLMReaderLib.install.interpreters import loaded_here
 from MedVLMReaderLib.install.setting_up import SettingUp, first_wishes
 from MedVLMReaderLib.install.slicer_packaging import PackagingTransport
@@ -35,6 +35,11 @@ def packaged():
         return None
 
 
+def folder(typed):
+    """What was typed as a path: ~ is the user's own folder, and the rest does not depend on where Slicer started."""
+    return Path(os.path.abspath(os.path.expanduser(typed.strip())))
+
+
 class SetUpView:
     """One section above the panel, closed where there is nothing to do."""
 
@@ -52,7 +57,10 @@ class SetUpView:
         self.setting_up = SettingUp(
             self.transports[0], wished, packaged=packaged(), changed=self.touched, on_ready=self.ready
         )
-        self.models = Collection(self.transports[1], lambda: self.setting_up.wishes.interpreter, self.touched)
+        self.models = Collection(
+            self.transports[1], lambda: self.setting_up.wishes.interpreter, self.touched,
+            lambda: self.setting_up.wishes.proxy,
+        )  # fmt: skip
         self._fill()
         self.connected = self._connect()
 
@@ -128,15 +136,21 @@ class SetUpView:
             then()
 
     def opened(self, collapsed):
-        if not collapsed and self.setting_up.shown().stage == "unknown":
-            self.setting_up.look()
+        if not collapsed:
+            if self.setting_up.wishes.place == "own":
+                self.list_pythons()
+            if self.setting_up.shown().stage == "unknown":
+                self.setting_up.look()
 
     def place_chosen(self, number):
         place = self.ui.placeBox.itemData(number)
         self.setting_up.choose(place=place)
-        if place == "own" and not self.ui.pythonBox.count:
-            for path in self.setting_up.pythons:
-                self.ui.pythonBox.addItem(path, path)
+        if place == "own":
+            self.list_pythons()
+
+    def list_pythons(self):
+        for path in self.setting_up.pythons if not self.ui.pythonBox.count else ():
+            self.ui.pythonBox.addItem(path, path)
 
     def install(self):
         now = self.setting_up.shown()
@@ -148,18 +162,17 @@ class SetUpView:
             self.setting_up.remove()
 
     def browse(self, edit, then):
-        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder"), edit.text)
-        if folder:
-            edit.setText(str(folder))
+        chosen = qt.QFileDialog.getExistingDirectory(None, _("Folder"), edit.text)
+        if chosen:
+            edit.setText(str(chosen))
             then()
 
     def environment_chosen(self):
         if self.ui.environmentEdit.text.strip() and not self.drawing:
-            self.setting_up.choose(environment=Path(self.ui.environmentEdit.text.strip()))
+            self.setting_up.choose(environment=folder(self.ui.environmentEdit.text))
 
     def wheels_chosen(self):
-        text = self.ui.wheelsEdit.text.strip()
-        self.setting_up.choose(wheels=Path(text) if text else None)
+        self.setting_up.choose(wheels=folder(self.ui.wheelsEdit.text) if self.ui.wheelsEdit.text.strip() else None)
 
     def quantised_chosen(self, wanted):
         if not self.drawing:
@@ -179,8 +192,7 @@ class SetUpView:
         if 0 <= row < len(self.offers):
             self.ui.modelEdit.setText("")
             offer = self.offers[row]
-            about = "" if offer.state in ("shipped", "here") else question(offer)
-            self.ui.offerLabel.setText("\n".join(filter(None, (offer.summary, about))))
+            self.ui.offerLabel.setText(described(offer))
 
     def fetch(self):
         self.models.token = self.ui.tokenEdit.text.strip()

@@ -70,7 +70,7 @@ class Worker:
         return os.getpid()
 
     def read(self, study: Study, place: str, settings: Settings) -> Outcome:
-        """As on one machine; two calls at a time keep encoder and decoder busy."""
+        """As on one machine. On a GPU two calls at a time keep encoder and decoder busy."""
         return read_study(self.desk, study, shelf(place), settings)
 
 
@@ -111,8 +111,9 @@ class Cluster:
                 "Ask for fewer --workers or --threads."
             )
         needs = {"num_gpus": 1} if gpus else {"num_cpus": self.spec.threads}
+        # Without a GPU two studies at a time would take twice the cores that Ray was asked for, from the other workers.
         # No restarts and no retries by Ray: a lost worker is replaced and its studies counted here.
-        self.actor = self.ray.remote(Worker).options(max_concurrency=AHEAD, **needs)
+        self.actor = self.ray.remote(Worker).options(max_concurrency=AHEAD if gpus else 1, **needs)
         self.workers = [self.actor.remote(self.spec, number) for number in range(self.wanted or room)]
 
     def _replaced(self, lost: Any) -> Any | None:

@@ -48,7 +48,7 @@ def _fidelity(arguments: Namespace) -> int:
     from MedVLMReaderLib.hub import check_files
     from MedVLMReaderLib.reader import prepared
 
-    with arriving() as progress:
+    with arriving(arguments.model) as progress:
         found, build, checkpoint = prepared(
             arguments.model, arguments.device, arguments.revision, arguments.offline, progress
         )

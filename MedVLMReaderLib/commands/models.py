@@ -98,7 +98,7 @@ def _installed(arguments: Namespace) -> None:
 def _get(arguments: Namespace) -> None:
     from MedVLMReaderLib.hub import get
 
-    with arriving() as progress:
+    with arriving(arguments.get) as progress:
         found = get(arguments.get, arguments.revision, progress)
     if arguments.json:
         say_json({"name": found.name, "revision": found.revision, "folder": found.folder, "notes": found.notes})

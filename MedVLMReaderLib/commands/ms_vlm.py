@@ -27,10 +27,12 @@ def train(
 
 def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
     """The plan of a file. ReaderError for a key that does not exist, or sizes that do not fit."""
-    from MedVLMReaderLib.models.ms_vlm import Sizes, Template
+    from MedVLMReaderLib.models.ms_vlm import Template
+    from MedVLMReaderLib.models.slice_encoder import Sizes
     from MedVLMReaderLib.preparation import Recipe
     from MedVLMReaderLib.training.bridge import RANKS
     from MedVLMReaderLib.training.dino import HeadSizes, Views
+    from MedVLMReaderLib.training.masked_slices import Hiding
     from MedVLMReaderLib.training.med3dvlm import Lora
     from MedVLMReaderLib.training.ms_vlm import Plan
     from MedVLMReaderLib.volume import PLANES
@@ -40,7 +42,7 @@ def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
         raise ReaderError(f"[data] has the planes {planes}. Known: {', '.join(PLANES)}.")
     recipe = {"pixel_mm": None, "slice_mm": [None, None, None], **content.get("recipe", {})}
     views, head, momentum, dino = _parted(content, "dino", "momentum", Views, HeadSizes)
-    _, _, share, masked = _parted(content, "masked", "share")
+    hiding, _, _, masked = _parted(content, "masked", "", Hiding)
     _, _, _, bridge = _parted(content, "bridge")
     ranks, _, _, lora = _parted(content, "lora", "", Lora)
     try:
@@ -57,7 +59,7 @@ def plan_of(content: Mapping[str, Any], beside: Path = Path()) -> Any:
         decoder = beside / decoder["folder"]
     return Plan(
         sizes, read, tuple(PLANES.index(plane) for plane in planes), dino, head or HeadSizes(), views or Views(),
-        momentum or 0.996, masked, share or 0.3, bridge, lora, ranks or RANKS, template, decoder,
+        momentum or 0.996, masked, hiding or Hiding(), bridge, lora, ranks or RANKS, template, decoder,
         "made studies" if "seeds" in content.get("data", {}) else "scans",
     )  # fmt: skip
 

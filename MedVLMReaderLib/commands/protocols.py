@@ -85,7 +85,7 @@ def _retrieval(arguments: Namespace, cases: Sequence[Case]) -> dict[str, Any]:
 
     apart = list({case.report: case for case in reversed(cases)}.values())[::-1]
     name = PAIR if arguments.model == "built-in" else arguments.model
-    with arriving() as progress:
+    with arriving(name) as progress:
         pair = retrieval.load(name, device=arguments.device, revision=arguments.revision, offline=arguments.offline,
                               progress=progress)  # fmt: skip
     kept = retrieval.Embeddings(retrieval.cache_folder())
@@ -171,7 +171,7 @@ def _zero_shot(arguments: Namespace, true: Labels) -> tuple[Labels, str]:
     from MedVLMReaderLib.training.prepared import volume_of
 
     name = PAIR if arguments.model == "built-in" else arguments.model
-    with arriving() as progress:
+    with arriving(name) as progress:
         pair = retrieval.load(name, device=arguments.device, revision=arguments.revision, offline=arguments.offline,
                               progress=progress)  # fmt: skip
     kept, rows = retrieval.Embeddings(retrieval.cache_folder()), []

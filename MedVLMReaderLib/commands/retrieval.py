@@ -98,5 +98,5 @@ def _loaded(how: Namespace) -> Pair:
     loaded_packages()
     from MedVLMReaderLib.retrieval import load
 
-    with arriving() as progress:
+    with arriving(how.model) as progress:
         return load(how.model, device=how.device, revision=how.revision, offline=how.offline, progress=progress)

@@ -115,7 +115,7 @@ def loaded(model: str, how: Namespace | None = None) -> Reader:
 
     if how is None:
         return load(model)
-    with arriving() as progress:
+    with arriving(model) as progress:
         return load(
             model, precision=how.precision, device=how.device, revision=how.revision, offline=how.offline,
             progress=progress,
@@ -123,18 +123,39 @@ def loaded(model: str, how: Namespace | None = None) -> Reader:
 
 
 @contextmanager
-def arriving() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows how far a model's files are, on stderr where that is a terminal."""
+def arriving(model: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Says on stderr what is about to be fetched, and shows how far it is where that is a terminal."""
     from tqdm import tqdm
 
+    begun = False
     with tqdm(unit="B", unit_scale=True, disable=None, leave=False) as shown:
 
         def told(name: str, done: int, total: int) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                say(fetching(model), to=sys.stderr)
             shown.set_description(name, refresh=False)
             shown.total = total
             shown.update(done - shown.n)
 
         yield told
+
+
+def fetching(model: str) -> str:
+    """Which model is fetched from where, its size and licence as far as the table knows them."""
+    from MedVLMReaderLib.memory import gigabytes
+    from MedVLMReaderLib.models import CARDS
+
+    card = CARDS.get(model)
+    source = card.source if card else model
+    licence = "" if card is None or card.licence == "unknown" else card.licence
+    doubt = "?" if card and licence and "licence" in card.unsure else ""
+    size = f"about {gigabytes(2 * card.parameters)}, " if card else ""
+    return (
+        f"Fetching '{model}' from https://huggingface.co/{source}: {size}licence "
+        f"{licence or 'as its page says'}{doubt}. Ctrl-C stops it; what has arrived is kept."
+    )
 
 
 def loaded_packages() -> None:

@@ -25,6 +25,18 @@ STAGES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "Z-former and perceiver, between encoder and decoder",
         (("features/*.safetensors", "features"), ("language/checkpoint.safetensors", "language")),
     ),
+    "encoder-2": (
+        "the slice encoder a second time, from where it ended",
+        (("data/*.npz", "data"), ("encoder/checkpoint.safetensors", "encoder")),
+    ),
+    "features-2": (
+        "every study through that encoder",
+        (("data/*.npz", "data"), ("encoder-2/checkpoint.safetensors", "encoder-2")),
+    ),
+    "words-2": (
+        "Z-former and perceiver a second time, on those features",
+        (("features-2/*.safetensors", "features-2"), ("words/checkpoint.safetensors", "words")),
+    ),
     "export": (
         "the model as a folder that can be read with",
         (("encoder/checkpoint.safetensors", "encoder"), ("words/checkpoint.safetensors", "words")),
@@ -62,7 +74,7 @@ def _list(arguments: Namespace) -> None:
         say_json({"stages": [{"stage": stage, "makes": makes} for stage, (makes, _) in STAGES.items()]})
         return
     for stage, (makes, _) in STAGES.items():
-        say(f"{stage:<10}{makes}")
+        say(f"{stage:<12}{makes}")
     say("\nOne after the other: medvlmreader train STAGE --runs DIR")
 
 

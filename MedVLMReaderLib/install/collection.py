@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,14 +69,33 @@ def _offer(card: Card, there: hub.Installed | None) -> Offer:
 
 def question(offer: Offer, exact: bool = False) -> str:
     """What must be agreed to before a model is fetched."""
-    repository = CARDS[offer.name].source if offer.name in CARDS else offer.name
+    return f"{terms(offer, exact)} Fetch it?"
+
+
+def terms(offer: Offer, exact: bool = False) -> str:
+    """From where a model comes, its size and licence, and what to do first where it is gated."""
+    repository = _repository(offer)
     size = f"{'' if exact else 'About '}{megabytes(offer.bytes)}"
     return (
         f"{size} will be fetched from huggingface.co/{repository} into '{at_home(hub.cache_folder())}'.\n"
         f"Licence: {offer.licence or 'none is named'}. "
         "By fetching it you accept that licence; read it on the model's page first."
-        f"{gating(repository) if offer.gated else ''}\nNothing of your scans is sent. Fetch it?"
+        f"{gating(repository) if offer.gated else ''}\nNothing of your scans is sent."
     )
+
+
+def described(offer: Offer) -> str:
+    """A model as HTML for a label: what it is, its terms where it is not here, and its page as a link."""
+    parts = [offer.summary, terms(offer) if offer.state in ("absent", "half") else ""]
+    lines = [html.escape(line) for part in parts if part for line in part.splitlines()]
+    if offer.state != "shipped":
+        page = html.escape(f"https://huggingface.co/{_repository(offer)}")
+        lines.append(f'<a href="{page}" style="color: palette(text)">The model\'s page, with its licence</a>')
+    return "<br>".join(lines)
+
+
+def _repository(offer: Offer) -> str:
+    return CARDS[offer.name].source if offer.name in CARDS else offer.name
 
 
 def at_home(path: Path) -> str:
@@ -95,12 +115,13 @@ def gating(repository: str) -> str:
 
 
 class Collection:
-    """See above. `python`: the interpreter that reads, which has the hub's client."""
+    """See above. `python`: the interpreter that reads, which has the hub's client; `proxy`: the user's, "" for none."""
 
     def __init__(
-        self, transport: Transport, python: Callable[[], str], changed: Callable[[], None] = lambda: None
-    ) -> None:
-        self.transport, self.python, self.changed = transport, python, changed
+        self, transport: Transport, python: Callable[[], str], changed: Callable[[], None] = lambda: None,
+        proxy: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
+        self.transport, self.python, self.changed, self.proxy = transport, python, changed, proxy
         self.doing: Doing = ""
         self.name = self.message = self.confirm = ""
         self.token = ""
@@ -161,7 +182,8 @@ class Collection:
         python = self.python()
         argv = (python, "-P", "-m", "MedVLMReaderLib.install.fetching", doing, name)
         token = {"HF_TOKEN": self.token} if self.token else {}
-        self.transport.start(argv, environment(python) | token)
+        proxy = {name: named for name in ("HTTPS_PROXY", "HTTP_PROXY") if (named := self.proxy())}
+        self.transport.start(argv, environment(python) | token | proxy)
         self.transport.end_input()
 
     def _output(self, chunk: bytes) -> None:

@@ -13,12 +13,18 @@ from MedVLMReaderLib.install.needs import NEWEST, OLDEST
 from MedVLMReaderLib.worker.transport import environment
 
 LATELY_S = 10
+PLACES = (
+    "~/.local/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin",
+    *(f"/Library/Frameworks/Python.framework/Versions/3.{minor}/bin" for minor in range(OLDEST[1], NEWEST[1] + 1)),
+)  # fmt: skip
+"""Where Pythons are that programs which were started by a click do not have on their PATH."""
 
 
 def suitable() -> list[str]:
     """Paths of Pythons 3.11 to 3.13 that are found by name and do start, newest first. Takes tenths of a second."""
     names = [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)] + ["python3", "python"]
-    found = [*(path for name in names if (path := shutil.which(name))), *_by_launcher()]
+    where = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(os.path.expanduser, PLACES)])
+    found = [*(path for name in names if (path := shutil.which(name, path=where))), *_by_launcher()]
     paths = dict.fromkeys(os.path.abspath(path) for path in found if path and "WindowsApps" not in path)
     known: dict[str, str] = {}
     for path in paths:

@@ -60,6 +60,8 @@ TROUBLES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("windows long path support",),
      "Windows cuts off long paths. Choose a separate environment in a folder with a short path, such as C:\\medvlm, or "
      "have 'long paths' enabled."),
+    (("another extension is installing",),
+     "Another extension is installing packages right now. Wait until it is done, then try again."),
     (("no space left on device", "errno 28", "not enough space on the disk", "disk quota exceeded"),
      "The disk is full. Make room and try again. " + AGAIN),
     (("proxyerror", "cannot connect to proxy", "tunnel connection failed", "407 proxy"),

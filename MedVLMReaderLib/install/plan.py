@@ -12,7 +12,7 @@ from typing import Literal
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.install import needs, steps
-from MedVLMReaderLib.install.journal import Journal
+from MedVLMReaderLib.install.journal import ENVIRONMENT, Journal, home
 from MedVLMReaderLib.install.needs import name_of
 from MedVLMReaderLib.install.steps import Step
 from MedVLMReaderLib.install.survey import Package, Survey
@@ -22,6 +22,8 @@ Verdict = Literal["ready", "install", "resume", "repair", "replace", "try"]
 MB = 10**6
 SPARE = 200 * MB
 """What is left free on a disk."""
+BEGUN = {"bin", "Scripts", "lib", "Lib", "lib64", "include", "Include", "share", ".gitignore"}
+"""What stands in an environment's folder before its pyvenv.cfg."""
 LEAST_PIP = 22, 2
 """The first pip that can say what it would do."""
 
@@ -134,7 +136,7 @@ def _anew(wishes: Wishes, journal: Journal, base: Survey | None) -> Plan:
             f"'{base.executable}' lacks the parts that make environments (venv, ensurepip). Choose another Python; on "
             "Debian or Ubuntu: sudo apt install python3-venv."
         )
-    check_folder(wishes.environment)
+    check_folder(wishes.environment, journal.made)
     check_wheels(wishes)
     fresh = tuple(Package(name_of(one), one, "", "missing") for one in wishes.requirements)
     made = (steps.environment(wishes.python, wishes.environment), *_work(base, wishes, fresh=True))
@@ -278,12 +280,19 @@ def check_wheels(wishes: Wishes) -> None:
         )
 
 
-def check_folder(folder: Path) -> None:
-    """ReaderError where an environment would be made over somebody's files."""
+def check_folder(folder: Path, made: str = "") -> None:
+    """ReaderError where an environment would be made over somebody's files. `made`: the folder of set-up's own one."""
     if folder.exists() and not folder.is_dir():
         raise ReaderError(f"'{folder}' is a file. Choose another folder for the environment.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = folder in (Path(made or "/"), home() / ENVIRONMENT)
+    if there and "pyvenv.cfg" not in there and not (ours and there <= BEGUN):
         raise ReaderError(f"'{folder}' is not empty and no environment. Choose another folder.")
+    if there and not ours:
+        raise ReaderError(
+            f"'{folder}' holds an environment that does not start and that set-up did not make: nothing in it is "
+            "deleted. Choose another folder, or delete it by hand."
+        )
 
 
 def megabytes(size: int) -> str:

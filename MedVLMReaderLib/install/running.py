@@ -129,7 +129,8 @@ class Running:
         self._ended.clear()
         using.on_output, using.on_error_text = self._output, self._error
         using.on_exit = self._ended.append
-        self._remember(step=step.kind)
+        made = {"made": str(self.wishes.environment)} if step.kind == "environment" else {}  # also where half is made
+        self._remember(step=step.kind, **made)
         own = self.wishes.place == "slicer" or None
         using.start(step.argv, environment(step.argv[0], own=own) | dict(step.variables))
         if step.kind != "torch":
@@ -176,8 +177,6 @@ class Running:
         """What a step has found out. ReaderError where that is that it cannot be."""
         if step.kind == "resolve":
             self._resolved(said)
-        elif step.kind == "environment":
-            self._remember(made=str(self.wishes.environment))
         elif step.kind == "attempt" and (failed := said.get("failed")):
             assert isinstance(failed, dict)
             name, why = next(iter(failed.items()))

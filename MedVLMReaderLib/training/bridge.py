@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from MedVLMReaderLib.cases import Case
-from MedVLMReaderLib.models.ms_vlm import IMAGE, MSVLM, QUESTION, Bridge, SliceEncoder, Template
+from MedVLMReaderLib.models.ms_vlm import IMAGE, MSVLM, QUESTION, Bridge, Template
+from MedVLMReaderLib.models.slice_encoder import SliceEncoder
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
 from MedVLMReaderLib.training.features import encoded_plane, planes_of
 from MedVLMReaderLib.training.med3dvlm import Lora, adapted, merge

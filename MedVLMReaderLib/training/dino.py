@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from MedVLMReaderLib.models.ms_vlm import Sizes, SliceEncoder
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.training.objectives import processes
 
 
@@ -22,7 +22,7 @@ class Views:
     """How a slice is cut and changed. The defaults are MS-VLM's: no mirroring, since sides matter."""
 
     large: tuple[float, float] = (0.8, 1.0)
-    """Share of the slice's side that a view of the teacher shows."""
+    """Share of the slice's area that a view of the teacher shows, as of DINO's own views."""
     small: tuple[float, float] = (0.1, 0.3)
     few: int = 6
     """Small views of a slice, beside the two large ones."""
@@ -119,7 +119,7 @@ def view(pictures: Tensor, share: tuple[float, float], size: int, views: Views) 
     """(slices, channels, size, size): of each slice another square part, a little turned and of other greys."""
     count = len(pictures)
     like: dict[str, Any] = {"device": pictures.device, "dtype": pictures.dtype}
-    side = torch.empty(count, **like).uniform_(*share)
+    side = torch.empty(count, **like).uniform_(*share).sqrt()
     angle = torch.empty(count, **like).uniform_(-views.turn, views.turn) * (math.pi / 180)
     middle = (2 * torch.rand(2, count, **like) - 1) * (1 - side)  # the part lies within the slice
     cos, sin = side * angle.cos(), side * angle.sin()

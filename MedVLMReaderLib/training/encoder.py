@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.models.ms_vlm import Sizes, SliceEncoder
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.phantom import LABELS
 from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe, windows

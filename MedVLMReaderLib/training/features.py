@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from MedVLMReaderLib.geometry import Array, Grid
-from MedVLMReaderLib.models.ms_vlm import PlaneFeatures, SliceEncoder, kept_patches
+from MedVLMReaderLib.models.ms_vlm import PlaneFeatures, kept_patches
+from MedVLMReaderLib.models.slice_encoder import SliceEncoder
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training.encoder import channels
 from MedVLMReaderLib.training.made_data import PreparedStudy

@@ -6,6 +6,7 @@ Measured against the simplest guess: linear interpolation between the nearest sl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,46 @@ from torch import Tensor, nn
 
 from MedVLMReaderLib.evaluation.phantom import figure
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.models.ms_vlm import SliceEncoder, ZFormer
+from MedVLMReaderLib.models.ms_vlm import ZFormer
+from MedVLMReaderLib.models.slice_encoder import SliceEncoder
 from MedVLMReaderLib.training.objectives import masked_slices
 from MedVLMReaderLib.training.slice_stacks import Stacks
 
-SHARE = 0.3
-"""Of the slices that are hidden, as published."""
+SLOWEST = 64.0
+"""Slices that the slowest of the sines needs for a radian."""
 LEAST = 4
 """Slices of a stack that is learned from."""
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """How slices are hidden, and what of them the network has to say."""
+
+    share: float = 0.3
+    """Of the slices that are hidden, as published."""
+    from_line: bool = False
+    """Hidden places hold the line between the nearest slices that are not hidden, not zeros as published, and only how
+    a slice differs from it is told, through a layer that begins at nothing: it starts as good as the line. The loss
+    is as published."""
+    sines: float = 0.0
+    """Height of the sines that the Z-former's table of places begins with. 0: small random numbers, as published, from
+    which it takes long to learn which slices are neighbours."""
 
 
 class Masked(nn.Module):
     """A Z-former that rebuilds hidden slices."""
 
-    def __init__(self, zformer: ZFormer, share: float = SHARE) -> None:
+    def __init__(self, zformer: ZFormer, hiding: Hiding = Hiding()) -> None:
         super().__init__()
-        self.zformer, self.share = zformer, share
+        self.zformer, self.share = zformer, hiding.share
+        self.difference: nn.Linear | None = None
+        if hiding.from_line:
+            width = zformer.bigbird.config.hidden_size
+            self.difference = nn.Linear(width, width)
+            nn.init.zeros_(self.difference.weight)
+            nn.init.zeros_(self.difference.bias)
+        if hiding.sines:
+            begin_with_sines(zformer, hiding.sines)
 
     def forward(self, slices: Tensor, present: Tensor) -> dict[str, Tensor]:
         """The loss of (stacks, slices, width) tokens, of which `present` (stacks, slices) are there."""
@@ -39,8 +64,21 @@ class Masked(nn.Module):
         return {"masked": masked_slices(self.rebuilt(slices, present, hidden), slices, hidden)}
 
     def rebuilt(self, slices: Tensor, present: Tensor, hidden: Tensor) -> Tensor:
-        """(stacks, slices, width) what it says, the hidden ones being nothing to it, as published."""
-        return self.zformer(slices * ~hidden[..., None], present)
+        """(stacks, slices, width) what it says. What hidden slices hold is nothing to it, as published."""
+        if self.difference is None:
+            said: Tensor = self.zformer(slices * ~hidden[..., None], present)
+            return said
+        line = interpolated(slices, present & ~hidden)
+        return line + self.difference(self.zformer(line * present[..., None], present))
+
+
+@torch.no_grad()
+def begin_with_sines(zformer: ZFormer, height: float) -> None:
+    """Fill the table of places with sines and cosines of 1 to 1/64 radian a slice."""
+    table = zformer.bigbird.embeddings.position_embeddings.weight
+    places, width = table.shape
+    turns = torch.arange(places)[:, None] / SLOWEST ** (torch.arange(width // 2) / (width // 2))
+    table.copy_(height * torch.cat([turns.sin(), turns.cos()], 1))
 
 
 class Tokens:
@@ -87,15 +125,21 @@ def class_tokens(encoder: SliceEncoder, kept: Stacks, names: Sequence[str], plan
 # ---- Against interpolation ------------------------------------------------------------------------------------------
 
 
-def interpolated(slices: Array, hidden: Array) -> Array:
-    """(slices, width) with the hidden ones on the line between the nearest that are not; beyond the ends, the last."""
-    places, known = np.arange(len(slices)), np.flatnonzero(~hidden)
-    out = slices.copy()
-    after = np.searchsorted(known, places[hidden])
-    left, right = known[np.maximum(after - 1, 0)], known[np.minimum(after, len(known) - 1)]
-    share = np.where(right > left, (places[hidden] - left) / np.maximum(right - left, 1), 0.0)[:, None]
-    out[hidden] = slices[left] * (1 - share) + slices[right] * share
-    return out
+def interpolated(slices: Tensor, known: Tensor) -> Tensor:
+    """(stacks, slices, width) with those that are not `known` (stacks, slices) on the line between the nearest that
+    are; beyond the ends, the last. Nothing where none is known."""
+    count = slices.shape[1]
+    places = torch.arange(count, device=slices.device).expand_as(known)
+    before = places.where(known, torch.full_like(places, -1)).cummax(1).values
+    after = places.where(known, torch.full_like(places, count)).flip(1).cummin(1).values.flip(1)
+    left, right = torch.where(before < 0, after, before), torch.where(after == count, before, after)
+    share = (places - left) / (right - left).clamp(min=1)
+    first, last = (_at(slices, one.clamp(0, count - 1)) for one in (left, right))
+    return (first + (last - first) * share[..., None]) * known.any(1)[:, None, None]
+
+
+def _at(slices: Tensor, places: Tensor) -> Tensor:
+    return slices.gather(1, places[..., None].expand_as(slices))
 
 
 @torch.no_grad()
@@ -120,9 +164,9 @@ def against_interpolation(network: Masked, rows: Tokens, seed: int = 0, *, times
 
 def _errors(network: Masked, slices: Tensor, hidden: Array) -> tuple[Array, Array]:
     """(hidden slices, 2) how far off they are, rebuilt and interpolated; and which have known ones on both sides."""
-    present, mask = torch.ones(1, len(slices), dtype=torch.bool), torch.from_numpy(hidden)
-    ours, true = network.rebuilt(slices[None], present, mask[None])[0].numpy(), slices.numpy()
-    errors = np.stack([np.abs(one - true).sum(1)[hidden] for one in (ours, interpolated(true, hidden))], 1)
+    present, mask = torch.ones(1, len(slices), dtype=torch.bool), torch.from_numpy(hidden)[None]
+    both = network.rebuilt(slices[None], present, mask), interpolated(slices[None], ~mask)
+    errors = np.stack([(one[0] - slices).abs().sum(1).numpy()[hidden] for one in both], 1)
     known, places = np.flatnonzero(~hidden), np.flatnonzero(hidden)
     return errors, (places > known[0]) & (places < known[-1])
 

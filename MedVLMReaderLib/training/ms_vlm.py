@@ -19,7 +19,8 @@ from torch import Tensor
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models.domain import Domain, statistics
-from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, SliceEncoder, Template, ZFormer
+from MedVLMReaderLib.models.ms_vlm import MSVLM, Template, ZFormer
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.shards import Shards
 from MedVLMReaderLib.training.bridge import RANKS, Exchanges, kept_features, train_bridge, train_lora
@@ -28,7 +29,7 @@ from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit
 from MedVLMReaderLib.training.features import planes_of
 from MedVLMReaderLib.training.language import made_tokenizer
 from MedVLMReaderLib.training.masked_slices import (
-    SHARE,
+    Hiding,
     Masked,
     against_interpolation,
     class_tokens,
@@ -59,7 +60,7 @@ class Plan:
     views: Views = field(default_factory=Views)
     momentum: float = 0.996
     masked: Settings | None = None
-    share: float = SHARE
+    hiding: Hiding = field(default_factory=Hiding)
     bridge: Settings | None = None
     lora: Settings | None = None
     ranks: Lora = RANKS
@@ -172,7 +173,7 @@ def _hidden_slices(
     encoder, folder = slice_encoder(plan, runs), runs.folder / "masked"
     rows = class_tokens(encoder, kept, names, plan.planes, folder / "tokens.safetensors")
     _enough(len(rows), settings, "stacks")
-    network = Masked(new_zformer(plan), plan.share)
+    network = Masked(new_zformer(plan), plan.hiding)
     if runs.weights("masked").exists():
         network.load_state_dict(load_file(runs.weights("masked")))
     elif not fit(network, rows, stacks_together, settings, folder, minutes=runs.minutes):

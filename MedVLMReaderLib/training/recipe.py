@@ -24,7 +24,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.models.domain import Domain, statistics
-from MedVLMReaderLib.models.ms_vlm import Bridge, Sizes, SliceEncoder, Template
+from MedVLMReaderLib.models.ms_vlm import Bridge, Template
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.phantom import made_truth
 from MedVLMReaderLib.phantom_report import REPORT_REQUEST
 from MedVLMReaderLib.preparation import Recipe
@@ -37,7 +38,9 @@ from MedVLMReaderLib.training.made_data import FIRST_TEXT_SEED, FIRST_TRAINING_S
 from MedVLMReaderLib.training.telling import TOKENS
 from MedVLMReaderLib.training.words import Studies, Writer, centred, place_latents
 
-STAGES = ("data", "stem", "encoder", "features", "language", "words", "export")
+AGAIN = {"encoder": "encoder-2", "features": "features-2", "words": "words-2"}
+"""Stages that come a second time, and what they are then called."""
+STAGES = ("data", "stem", "encoder", "features", "language", "words", *AGAIN.values(), "export")
 
 RECIPE = Recipe(
     size=128,
@@ -77,7 +80,10 @@ TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST
 STEM = Schedule(steps=6000, learning_rate=2e-3)
 ENCODER = Schedule(steps=2200, learning_rate=1.5e-3)
 LANGUAGE = Schedule(steps=4000, learning_rate=1.5e-3)
-WORDS = Schedule(steps=4000, learning_rate=1.5e-3)
+WORDS = Schedule(steps=2200, learning_rate=1.5e-3)
+ENCODER_AGAIN = Schedule(steps=2000, learning_rate=1e-3, warm_up=50)
+"""A second round from where the first ended, as in warm restarts (arXiv 1608.03983)."""
+WORDS_AGAIN = Schedule(steps=2400, learning_rate=1e-3, warm_up=50)
 
 
 THINNED = 0.8
@@ -96,6 +102,8 @@ class Plan:
     """Made studies that are never rendered, for the decoder to write about."""
     outlines_each: int = 8
     words: Schedule = WORDS
+    encoder_again: Schedule = ENCODER_AGAIN
+    words_again: Schedule = WORDS_AGAIN
     words_studies: int = 3
     asked: int = 12
     texts: int = 500
@@ -112,15 +120,16 @@ def run(stage: str, runs: Path, plan: Plan, minutes: float = 75.0) -> bool:
         return True
     if stage == "stem":
         return train_stem(runs, plan, minutes)
-    if stage == "encoder":
-        return train_encoder(runs, plan, minutes)
-    if stage == "features":
-        encode_all(runs / "data", runs / "features", trained_encoder(runs), RECIPE)
+    if stage in ("encoder", AGAIN["encoder"]):
+        return train_encoder(runs, plan, minutes, stage != "encoder")
+    if stage in ("features", AGAIN["features"]):
+        of = "encoder" if stage == "features" else AGAIN["encoder"]
+        encode_all(runs / "data", runs / stage, trained_encoder(runs / of), RECIPE)
         return True
     if stage == "language":
         return train_language(runs, plan, minutes)
-    if stage == "words":
-        return train_words(runs, plan, minutes)
+    if stage in ("words", AGAIN["words"]):
+        return train_words(runs, plan, minutes, stage != "words")
     raise ReaderError(f"No stage '{stage}'. Stages: {', '.join(STAGES)}.")
 
 
@@ -132,15 +141,17 @@ def train_stem(runs: Path, plan: Plan, minutes: float) -> bool:
     return train(network, lambda step: local.loss(network, crops(step)), runs / "stem", plan.stem, minutes)
 
 
-def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
+def train_encoder(runs: Path, plan: Plan, minutes: float, again: bool = False) -> bool:
     """The transformer of the slice encoder, over the convolutions of the stage before."""
     encoder, head = dense.encoder_parts(SIZES, plan.seed)
-    learned = weights_in(load_file(runs / "stem" / "checkpoint.safetensors"))
+    learned = learned_in(runs / "stem")
     named = {n.removeprefix("patch_embed."): v for n, v in learned.items() if n.startswith("patch_embed.")}
     encoder.patch_embed.load_state_dict(named)
     encoder.patch_embed.requires_grad_(False)
     network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pictures = Ahead(dense.Pictures(runs / "data", RECIPE, SIZES, plan.seed).at)
+    if again:
+        network.load_state_dict(learned_in(runs / "encoder"))
+    pictures = Ahead(dense.Pictures(runs / "data", RECIPE, SIZES, plan.seed + again).at)
 
     def losses(step: int) -> dict[str, Tensor]:
         encoder.patch_embed.eval()  # its batch norms stay as they are
@@ -149,12 +160,23 @@ def train_encoder(runs: Path, plan: Plan, minutes: float) -> bool:
             tokens = encoder(batch.pictures.to(memory_format=torch.channels_last))
         return dense.loss(head, tokens.float(), batch)
 
-    return train(network, losses, runs / "encoder", plan.encoder, minutes)
+    stage, schedule = (AGAIN["encoder"], plan.encoder_again) if again else ("encoder", plan.encoder)
+    return train(network, losses, runs / stage, schedule, minutes)
 
 
-def trained_encoder(runs: Path) -> SliceEncoder:
-    """The slice encoder of the last checkpoint."""
-    weights = weights_in(load_file(runs / "encoder" / "checkpoint.safetensors"))
+def learned_in(folder: Path) -> dict[str, Tensor]:
+    """The weights of a stage's last checkpoint."""
+    return weights_in(load_file(folder / "checkpoint.safetensors"))
+
+
+def last_round(runs: Path, stage: str) -> Path:
+    """The folder of a stage's second round, or of its first where there is no second."""
+    return runs / AGAIN[stage] if (runs / AGAIN[stage]).exists() else runs / stage
+
+
+def trained_encoder(folder: Path) -> SliceEncoder:
+    """The slice encoder of the last checkpoint in the folder of its stage."""
+    weights = learned_in(folder)
     encoder = SliceEncoder(SIZES)
     encoder.load_state_dict({n.removeprefix("encoder."): v for n, v in weights.items() if n.startswith("encoder.")})
     return encoder.eval()
@@ -201,17 +223,21 @@ def _language(writer: Writer) -> nn.Module:
     return nn.ModuleDict({"decoder": writer.decoder, "teller": writer.teller})
 
 
-def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
+def train_words(runs: Path, plan: Plan, minutes: float, again: bool = False) -> bool:
     """Z-former and perceiver, between an encoder and a decoder that stay as they are."""
+    stage, schedule = (AGAIN["words"], plan.words_again) if again else ("words", plan.words)
     tokenizer = tokenizer_of(runs, plan.texts)
     writer = new_writer(tokenizer, plan.seed)
-    _language(writer).load_state_dict(weights_in(load_file(runs / "language" / "checkpoint.safetensors")))
-    studies = Studies(runs / "features", SIZES.patch, plan.seed)
-    centred(writer.bridge, studies.mean())
+    _language(writer).load_state_dict(learned_in(runs / "language"))
+    studies = Studies(runs / (AGAIN["features"] if again else "features"), SIZES.patch, plan.seed + again)
+    if again:
+        writer.load_state_dict(learned_in(runs / "words"))
+    else:
+        centred(writer.bridge, studies.mean())
     _language(writer).requires_grad_(False)
 
-    last = int((1 - THINNED) * plan.words.steps)
-    batches = Ahead(lambda step: studies.at(step, plan.words_studies, plan.asked, step < plan.words.steps - last))
+    whole = schedule.steps - int((1 - THINNED) * schedule.steps)
+    batches = Ahead(lambda step: studies.at(step, plan.words_studies, plan.asked, step < whole))
 
     def losses(step: int) -> dict[str, Tensor]:
         features, asked = zip(*batches(step), strict=True)
@@ -220,12 +246,12 @@ def train_words(runs: Path, plan: Plan, minutes: float) -> bool:
             words = writer.words(tokens, asked, tokenizer)
         return {"words": words, **{name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}}
 
-    return train(writer, losses, runs / "words", plan.words, minutes)
+    return train(writer, losses, runs / stage, schedule, minutes)
 
 
 def fitted_domain(runs: Path) -> Domain:
     """What the features of made studies look like; every fifth study is held out for the limit."""
-    paths = sorted((runs / "features").glob("*.safetensors"))
+    paths = sorted(last_round(runs, "features").glob("*.safetensors"))
     rows = torch.stack([statistics([p.patches for p in load_features(path, SIZES.patch).planes]) for path in paths])
     held_out = torch.arange(len(rows)) % 5 == 0
     return Domain.fitted(rows[~held_out], rows[held_out])
@@ -235,8 +261,9 @@ def export(runs: Path, folder: Path) -> None:
     """Write the model as the reader loads it: config.json, tokenizer.json, model.safetensors in 16 bits."""
     tokenizer = tokenizer_of(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    written = weights_in(load_file(runs / "words" / "checkpoint.safetensors"))
-    tensors = {f"slice_encoder.{n}": v for n, v in trained_encoder(runs).state_dict().items()}
+    written = learned_in(last_round(runs, "words"))
+    encoder = trained_encoder(last_round(runs, "encoder"))
+    tensors = {f"slice_encoder.{n}": v for n, v in encoder.state_dict().items()}
     tensors |= {n: v for n, v in written.items() if n.split(".")[0] in ("bridge", "decoder")}
     tensors.pop("decoder.lm_head.weight", None)  # tied to the embeddings
     half = {n: v.half() if v.is_floating_point() else v for n, v in tensors.items()}
@@ -255,5 +282,6 @@ def trial(plan: Plan) -> Plan:
     """A plan small enough for a test: it shows that the stages fit together, not that they teach anything."""
     few = Schedule(steps=3, learning_rate=1e-3, warm_up=1, save_every=2, log_every=1)
     return replace(
-        plan, studies=3, stem=few, encoder=few, language=few, words=few, words_studies=2, asked=3, texts=20, outlines=4
-    )
+        plan, studies=3, stem=few, encoder=few, language=few, words=few, encoder_again=few, words_again=few,
+        words_studies=2, asked=3, texts=20, outlines=4,
+    )  # fmt: skip

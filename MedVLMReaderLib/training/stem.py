@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from MedVLMReaderLib.geometry import Array
-from MedVLMReaderLib.models.ms_vlm import PatchEmbedding, Sizes
+from MedVLMReaderLib.models.slice_encoder import PatchEmbedding, Sizes
 from MedVLMReaderLib.planting import KINDS
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.training.encoder import (

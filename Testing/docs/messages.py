@@ -1,4 +1,5 @@
-"""Every message that a user can meet, found in the library's source: what `ReaderError` and its like are given."""
+"""Every message that a user can meet, found in the library's source: what `ReaderError` and its like are given, what
+`message` of a view's state is set to, and what tables of troubles hold."""
 
 from __future__ import annotations
 
@@ -17,8 +18,10 @@ TAKEN = {"ReaderError": 1, "Failed": 2, "ArgumentTypeError": 1}
 """What is raised or told -> how many of its first arguments make the message."""
 SAID = "medvlmreader: "
 """What the command line's own messages begin with."""
-RETURNED = {("failure", "said"), ("serving", "told")}
+RETURNED = {("failure", "said"), ("serving", "told"), ("pip_words", "trouble"), ("running", "_why")}
 """End of a module's name and function that returns a message, or one in a tuple with what to do."""
+TABLES = {("pip_words", "TROUBLES")}
+"""End of a module's name and table in it, of which every row ends with a message."""
 MOST = 24
 """Ways to word one message; past that, what differs is left out."""
 
@@ -70,7 +73,7 @@ class Library:
         found: dict[tuple[str, str], Message] = {}
         for source in self.sources.values():
             every = [(call, self.said(source, call, function)) for call, function in calls(source.tree)]
-            for node, texts in [*every, *self._returned(source)]:
+            for node, texts in [*every, *self._returned(source), *self._shown(source), *self._listed(source)]:
                 for text in texts:
                     found.setdefault((source.module, text), Message(source.module, node.lineno, text))
         return list(found.values())
@@ -83,6 +86,23 @@ class Library:
                     if isinstance(node, ast.Return) and node.value is not None:
                         parts = node.value.elts[:2] if isinstance(node.value, ast.Tuple) else [node.value]
                         yield node, self._worded([self.texts(source, one, function) for one in parts])
+
+    def _shown(self, source: Source) -> Iterator[tuple[ast.Assign, list[str]]]:
+        """What a view's state is given as its message."""
+        for function in [node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef)]:
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assign) and any(ast.unparse(one) == "self.message" for one in node.targets):
+                    yield node, self._worded([self.texts(source, node.value, function)])
+
+    def _listed(self, source: Source) -> Iterator[tuple[ast.expr, list[str]]]:
+        """The last element of every row of a table."""
+        for node in source.tree.body:
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Tuple):
+                continue
+            if (source.module.split(".")[-1], ast.unparse(node.target)) in TABLES:
+                for row in node.value.elts:
+                    assert isinstance(row, ast.Tuple)
+                    yield row, self._worded([self.texts(source, row.elts[-1], None)])
 
     def passed_on(self) -> list[str]:
         """Where something is raised whose words come from elsewhere: `module: expression`."""
@@ -122,6 +142,8 @@ class Library:
                 *self.texts(source, node.body, function, depth + 1),
                 *self.texts(source, node.orelse, function, depth + 1),
             ]
+        if isinstance(node, ast.BoolOp):
+            return [text for one in node.values for text in self.texts(source, one, function, depth + 1)]
         if isinstance(node, ast.JoinedStr):
             return self._joined(source, list(node.values), function, depth)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

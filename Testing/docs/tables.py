@@ -51,7 +51,7 @@ def by_words(line: str) -> tuple[str, str]:
 
 def line_of(text: str) -> str:
     """A message as an entry: what happened in bold, then what to do."""
-    parts = re.split(r"(?<=[.!?]) (?=[A-Z'])", text, maxsplit=1)
+    parts = re.split(r"(?<=[.!?]) (?=[A-Z'\d])", text, maxsplit=1)
     return " ".join(["-", f"**{escaped(parts[0])}**", *(escaped(part) for part in parts[1:])])
 
 

@@ -137,18 +137,30 @@ def done() -> set[str]:
     return {f"medvlmreader {' '.join(FIRST)}"}
 
 
+@pytest.fixture(scope="module")
+def left() -> dict[str, dict[str, Any]]:
+    """Code that has run -> the names that it left: the same block on another page is not run again."""
+    return {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: page.name)
 def test_all_that_can_run_of_a_page_runs_in_its_order(
-    page: Path, folder: Path, done: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    page: Path, folder: Path, done: set[str], left: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     names: dict[str, Any] = {"__name__": page.stem}
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     for block in blocks(page):
         if "" in block.left_out or block.language not in RUN:
             continue
         if block.language == "python":
+            if (alone := len(names) == 1) and block.text in left:  # nothing stands before it, here as there
+                names |= left[block.text]
+                continue
             exec(compile(block.text, block.name, "exec"), names)
+            if alone:
+                left[block.text] = dict(names)
             continue
         for line in block.commands():
             if block.why_not(line) or line in done or line.startswith("make "):  # targets: see above

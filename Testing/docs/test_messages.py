@@ -51,9 +51,17 @@ def test_words_of_constants_functions_and_earlier_lines_are_found(tmp_path: Path
         "def a(n):\n    raise Mine(why(n))\n"
         "def b(n):\n    text = f'No {n}. '\n    raise ReaderError(text + A)\n"
         "def c(n):\n    raise ReaderError(f'{n!r}')\n"
+        "def d(self, why):\n    self.message = why or f'Stopped at {why}. Try again.'\n"
     )
+    (tmp_path / "pip_words.py").write_text("TROUBLES: tuple = (((('sign',)), 'The disk is ' + 'full. Make room.'),)\n")
     found = Library(tmp_path)
-    assert {one.text for one in found.messages()} == {"… are gone. Copy them.", "All is gone.", "No …. Name --out."}
+    assert {one.text for one in found.messages()} == {
+        "… are gone. Copy them.",
+        "All is gone.",
+        "No …. Name --out.",
+        "Stopped at …. Try again.",
+        "The disk is full. Make room.",
+    }
     assert [one.split(":")[0] for one in found.passed_on()] == ["one"]
 
 

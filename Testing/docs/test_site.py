@@ -46,6 +46,22 @@ def test_pictures_of_the_pages_have_words_for_those_who_cannot_see_them() -> Non
             assert len(words.split()) >= 4, page.name
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_pages_that_are_not_on_the_site_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if not link.startswith("https://"):
+            assert (ROOT / path).is_file(), link
+        if anchor and path.endswith(".md"):
+            assert anchor in anchors(ROOT / path), link
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as the site and the forge name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in headings}
+
+
 def test_the_first_page_leads_each_of_the_users_to_a_page_of_theirs() -> None:
     text = (DOCS / "index.md").read_text(encoding="utf-8")
     for page in ("slicer-module", "attention", "batch", "tutorial", "heatmaps", "models", "privacy", "troubleshooting"):

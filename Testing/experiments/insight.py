@@ -39,7 +39,7 @@ ARMS = "scratch", "pre-trained", "shuffled"
 
 
 TEACHER = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, cpu=True)
-INSIGHT = Settings(300, 8, learning_rate=2e-3, weight_decay=1e-2, save_every=1000, cpu=True)
+INSIGHT = Settings(150, 8, learning_rate=2e-3, weight_decay=1e-2, save_every=1000, cpu=True)
 MASKS = Settings(150, 2, learning_rate=3e-3, save_every=1000, cpu=True)
 LABELS = Settings(100, 5, learning_rate=1e-3, save_every=1000, cpu=True)
 
@@ -49,7 +49,7 @@ class Size:
     """How much of everything."""
 
     studies: int = 80
-    each: int = 2
+    each: int = 1
     """Captioned slices of each plane of a study."""
     labelled: int = 10
     tested: int = 40

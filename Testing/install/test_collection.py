@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from MedVLMReaderLib import hub
-from MedVLMReaderLib.install.collection import Collection, offers, question
+from MedVLMReaderLib.install.collection import Collection, described, offers, question
 from MedVLMReaderLib.install.plan import megabytes
 from MedVLMReaderLib.models import CARDS
 from MedVLMReaderLib.worker.transport import SubprocessTransport
@@ -97,6 +97,17 @@ def test_a_gated_model_says_what_to_do_first_and_a_refusal_loses_nothing(served:
     assert desk.settle() == "clinic/tiny is here and whole."
 
 
+def test_the_proxy_of_set_up_is_used_for_models_too(served: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    desk = Desk()
+    desk.models.proxy = lambda: served.endpoint
+    desk.models.fetch("clinic/tiny")
+    assert desk.settle() == ""
+    assert "Licence: cc-by-4.0" in desk.models.confirm
+    assert served.asked
+    assert all(path.startswith("http://hub.invalid/") for _, path, _ in served.asked)
+
+
 def test_a_name_that_is_none_and_the_built_in_model_ask_nobody() -> None:
     desk = Desk()
     desk.models.fetch("no such thing")
@@ -121,7 +132,11 @@ def test_every_model_of_the_table_is_offered_with_licence_and_size() -> None:
         assert card.licence in offer.line
         assert "GB" in offer.line or "MB" in offer.line
         assert offer.licence.endswith("?") == ("licence" in card.unsure and card.licence != "unknown"), name
+        page = f'<a href="https://huggingface.co/{card.source}" '
+        assert (page in described(offer)) != card.shipped
         if not card.shipped:
+            assert card.licence in described(offer)
+            assert "Fetch it?" not in described(offer)
             asked = question(offer)
             assert card.licence in asked
             assert f"huggingface.co/{card.source}" in asked

@@ -178,8 +178,19 @@ def test_an_environment_of_its_own_is_made_first(tmp_path: Path) -> None:
 
 def test_half_an_environment_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "environment").mkdir()
+    ours = replace(BEGUN, made=str(tmp_path / "environment"))
+    (tmp_path / "environment" / "lib").mkdir()
+    assert plan(None, own(tmp_path), ours, found("missing")).verdict == "resume", "ended before its pyvenv.cfg"
     (tmp_path / "environment" / "pyvenv.cfg").touch()
-    assert plan(None, own(tmp_path), NEVER, found("missing")).verdict == "resume"
+    assert plan(None, own(tmp_path), ours, found("missing")).verdict == "resume"
+
+
+def test_an_environment_that_somebody_else_made_is_not_cleared_where_it_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "environment").mkdir()
+    (tmp_path / "environment" / "pyvenv.cfg").touch()
+    told = refused(None, own(tmp_path), base=found("missing"))
+    assert "set-up did not make" in told
+    assert "nothing in it is deleted" in told
 
 
 def test_an_environment_is_never_made_over_somebodys_files(tmp_path: Path) -> None:

@@ -224,6 +224,24 @@ def test_it_can_be_stopped_while_it_fetches_and_goes_on_afterwards(
     assert desk.install() == "ready"
 
 
+def test_an_environment_that_was_stopped_before_it_was_one_is_made_anew(wheels: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    desk = Desk(Wishes("own", sys.executable, environment, wheels=wheels))
+    desk.look()
+    desk.one.install()
+    desk.one.stop()
+    desk.until(lambda: not desk.one.running.busy)
+    desk.settle()
+    assert journal.load(desk.one.home).made == str(environment)
+    shutil.rmtree(environment, ignore_errors=True)
+    (environment / "lib").mkdir(parents=True)
+    assert desk.look() == "needed"
+    assert "did not finish" in desk.one.shown().headline
+    (environment / "thesis.doc").touch()
+    assert desk.look() == "refused"
+    assert "not empty" in desk.one.shown().message
+
+
 def test_stopping_the_pytorch_extension_ends_what_it_started(python: Path, wheels: Path, tmp_path: Path) -> None:
     unpack(python, wheels, leave_out=("torch",))
     extension, file = tmp_path / "PyTorch", tmp_path / "pid"
@@ -350,7 +368,7 @@ def test_where_another_extension_installs_it_waits(python: Path, wheels: Path) -
     desk.look()
     assert desk.install() == "needed"
     assert calls == []
-    assert "Another extension is installing" in desk.one.shown().log + desk.one.shown().message
+    assert desk.one.shown().message.startswith("Another extension is installing packages right now. Wait")
 
 
 def test_the_child_starts_in_an_old_python_and_says_which() -> None:

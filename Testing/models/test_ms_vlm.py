@@ -19,12 +19,11 @@ from MedVLMReaderLib.models.ms_vlm import (
     MSVLM,
     NAMES,
     OUT_OF_DOMAIN,
-    Sizes,
-    SliceEncoder,
     Template,
     ZFormer,
     kept_patches,
 )
+from MedVLMReaderLib.models.slice_encoder import Sizes, SliceEncoder
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.reader import Options, Reader
 from MedVLMReaderLib.reading import Reading

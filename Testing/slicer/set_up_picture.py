@@ -31,7 +31,7 @@ def main() -> int:
         view.draw()
         for section in (view.ui.setUpSection, view.ui.modelsSection):
             section.collapsed = False
-        view.ui.modelsList.setCurrentRow(6)
+        view.ui.modelsList.setCurrentRow(next(n for n, offer in enumerate(view.offers) if offer.gated))
         view.ui.pythonBox.clear()
         view.ui.pythonBox.addItem("/usr/bin/python3.12")
         view.draw()

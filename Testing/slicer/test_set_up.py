@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,32 @@ def test_models_are_listed_with_size_and_licence_and_removing_asks(host: Host, s
     section.view.advance()
     assert "OWNER/NAME" in ui.fetchingLabel.text
     host.agreed = True
+
+
+def test_where_an_environment_reads_already_the_pythons_that_could_make_one_are_listed(
+    section: Section, tmp_path: Path
+) -> None:
+    ui, one = section.ui, section.view.setting_up
+    one.wishes = replace(one.wishes, place="own", chosen=one.slicer)
+    ui.setUpSection.collapsed = False
+    section.settle()
+    assert ui.pythonBox.count == len(one.pythons)
+    assert ui.pythonBox.count
+
+
+def test_a_folder_that_is_typed_may_begin_in_the_users_own(
+    section: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ui, one = section.ui, section.view.setting_up
+    ui.wheelsEdit.setText(" ~/wheels ")
+    ui.wheelsEdit.editingFinished.emit()
+    section.settle()
+    assert one.wishes.wheels == tmp_path / "wheels"
+    ui.environmentEdit.setText("~/reader")
+    ui.environmentEdit.editingFinished.emit()
+    section.settle()
+    assert one.wishes.environment == tmp_path / "reader"
 
 
 def test_a_separate_environment_shows_what_it_is_made_by_and_where(section: Section, tmp_path: Path) -> None:

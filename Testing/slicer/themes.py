@@ -1,6 +1,6 @@
-"""The panel as in a dark theme and on a display of 200 %, to be looked at: `python -m Testing.slicer.themes FOLDER`.
+"""Panel and set-up in a dark theme and at 200 %, to be looked at: `python -m Testing.slicer.themes FOLDER`.
 
-Nothing is read: a sentence, its heatmap's words and a message are put where they would stand, so that it takes seconds.
+Nothing is read or installed: words are put where they would stand, so that it takes seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from MedVLMReaderLib.install.plan import Wishes
+from MedVLMReaderLib.install.setting_up import Shown
 from MedVLMReaderLib.reading import Reading
 from MedVLMReaderLib.results import Kept
 from MedVLMReaderLib.session import Turn
@@ -59,8 +61,40 @@ def filled(view: Any) -> None:
     view.draw()
 
 
+def set_up_filled(view: Any) -> None:
+    """Everything that can stand in 'Set-up and models': a plan, a step on its way, a refusal, a gated model."""
+    one, environment = view.set_up, Path("~/.local/share/MedVLMReader/environment")
+    shown = Shown(
+        "running", "The models need 26 packages that are not installed.",
+        f"Into the environment '{environment}': about 462 MB to fetch, about 2.0 GB on the disk.",
+        "numpy, scipy, simpleitk, pydicom, python-gdcm, pylibjpeg, pylibjpeg-openjpeg, matplotlib and 18 more",
+        "There is an NVIDIA GPU: PyTorch comes with CUDA, which is most of the size.",
+        "The proxy refuses, or cannot be reached. Check its address, name and password below 'Proxy' and try again.",
+        "Fetching torch (1 of 26, 192 MB)", (231, 462), "Collecting torch>=2.10\n  Downloading torch-2.13.0+cpu.whl",
+        can_stop=True, can_choose=True, wishes=Wishes("own", environment=environment),
+    )  # fmt: skip
+    one.setting_up.shown = lambda: shown
+    one.models.doing, one.models.progress = "get", (3_100_000_000, 8_600_000_000)
+    one.models.message = "google/medgemma-1.5-4b-it is gated. Accept its terms on its page and put a token in 'Token'."
+    for section in (one.ui.setUpSection, one.ui.detailsSection, one.ui.modelsSection):
+        section.collapsed = False
+    one.ui.modelsList.setCurrentRow(next(n for n, offer in enumerate(one.offers) if offer.gated))
+    one.ui.pythonBox.addItem("/usr/bin/python3.12")
+    one.ui.tokenEdit.setText("a token")
+    one.draw()
+
+
+def pictured(host: Host, widget: Any, path: Path, width: float, more: int) -> None:
+    """A widget, as high as it wants to be and `more`, into a file."""
+    widget.resize(int(width), widget.sizeHint().height() + more)
+    widget.show()
+    host.qt.QApplication.processEvents()
+    widget.grab().save(str(path))
+    print(path)
+
+
 def main() -> int:
-    """Two pictures into the folder that is named."""
+    """Pictures of panel and set-up into the folder that is named."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "build/themes")
     if why := missing():
         print(f"No pictures: {why}")
@@ -71,11 +105,10 @@ def main() -> int:
         themed(host, dark, scale)
         view = host.load()
         filled(view)
-        view.parent.resize(int(500 * scale), view.parent.sizeHint().height() + 200)
-        view.parent.show()
-        host.qt.QApplication.processEvents()
-        view.parent.grab().save(str(folder / f"{name}.png"))
-        print(folder / f"{name}.png")
+        pictured(host, view.parent, folder / f"{name}.png", 500 * scale, 200)
+        set_up_filled(view)
+        view.set_up.widget.setParent(None)
+        pictured(host, view.set_up.widget, folder / f"set-up-{name}.png", 500 * scale, 400)
         view.cleanup()
     return 0
 

@@ -32,14 +32,14 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
 
     def _apply(self) -> None:
         """Closed, it is as high as its title; what is in it keeps its own visibility, as with the real one."""
-        self.setMaximumHeight(24 if self._collapsed else 16777215)
-        self.setMinimumHeight(24 if self._collapsed else 0)
+        self.setMaximumHeight(self._head + 2 if self._collapsed else 16777215)
+        self.setMinimumHeight(self._head + 2 if self._collapsed else 0)
         self.setSizePolicy(
             QtWidgets.QSizePolicy.Policy.Preferred,
             QtWidgets.QSizePolicy.Policy.Fixed if self._collapsed else QtWidgets.QSizePolicy.Policy.Preferred,
         )
         if self._collapsed:
-            self.setMask(QtGui.QRegion(0, 0, 10_000, 22))
+            self.setMask(QtGui.QRegion(0, 0, 10_000, self._head))
         else:
             self.clearMask()
         self.updateGeometry()

@@ -12,13 +12,21 @@ import torch
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import Case
-from MedVLMReaderLib.models.ms_vlm import MSVLM, Sizes, Template, ZFormer
+from MedVLMReaderLib.models.ms_vlm import MSVLM, Template, ZFormer
+from MedVLMReaderLib.models.slice_encoder import Sizes
 from MedVLMReaderLib.preparation import Recipe
 from MedVLMReaderLib.study import Message
 from MedVLMReaderLib.training.bridge import RANKS, UNSAID, Exchanges, Told, kept_features
 from MedVLMReaderLib.training.dino import Dino, HeadSizes, Views, new_encoder, view
 from MedVLMReaderLib.training.engine import Settings, curve
-from MedVLMReaderLib.training.masked_slices import Masked, Tokens, against_interpolation, interpolated, stacks_together
+from MedVLMReaderLib.training.masked_slices import (
+    Hiding,
+    Masked,
+    Tokens,
+    against_interpolation,
+    interpolated,
+    stacks_together,
+)
 from MedVLMReaderLib.training.ms_vlm import MEASURED, Plan, Runs, assembled, evened, language, run
 from MedVLMReaderLib.training.slice_stacks import Slices, Stacks
 from MedVLMReaderLib.volume import Volume
@@ -162,7 +170,7 @@ def test_class_tokens_come_out_around_nothing_and_one_apart_once_they_are_evened
 def test_a_view_is_a_part_of_its_slice_turned_a_little_and_never_mirrored() -> None:
     torch.manual_seed(0)
     ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
-    shown = view(ramp.repeat(8, 1, 1, 1), (0.4, 0.6), 16, Views(grey=0.0))
+    shown = view(ramp.repeat(8, 1, 1, 1), (0.16, 0.36), 16, Views(grey=0.0))
     assert shown.shape == (8, 1, 16, 16)
     across = shown[..., -1].mean((1, 2)) - shown[..., 0].mean((1, 2))
     assert (across > 0.25).all()
@@ -202,12 +210,24 @@ def test_hidden_slices_and_what_fills_a_batch_up_are_nothing_to_the_z_former() -
 
 
 def test_interpolation_is_exact_between_known_slices_on_a_line_and_copies_beyond_them() -> None:
-    line = np.arange(7.0)[:, None] * np.array([[1.0, -2.0]])
-    hidden = np.array([True, False, True, True, False, False, True])
-    found = interpolated(line, hidden)
-    np.testing.assert_allclose(found[2:4], line[2:4])
-    np.testing.assert_allclose(found[[0, 6]], line[[1, 5]])
-    np.testing.assert_array_equal(found[~hidden], line[~hidden])
+    line = torch.arange(7.0)[:, None] * torch.tensor([[1.0, -2.0]])
+    hidden = torch.tensor([True, False, True, True, False, False, True])
+    found, nothing = interpolated(torch.stack([line, line]), torch.stack([~hidden, torch.zeros(7, dtype=torch.bool)]))
+    torch.testing.assert_close(found[2:4], line[2:4])
+    torch.testing.assert_close(found[[0, 6]], line[[1, 5]])
+    torch.testing.assert_close(found[~hidden], line[~hidden])
+    assert not nothing.any()
+
+
+def test_what_is_told_from_the_line_begins_as_the_line_and_learns_from_what_is_known_alone() -> None:
+    torch.manual_seed(0)
+    network, slices = Masked(ZFormer(ZFORMER), Hiding(from_line=True)).eval(), torch.randn(2, 9, 16)
+    hidden, present = torch.rand(2, 9) < 0.4, torch.ones(2, 9, dtype=torch.bool)
+    torch.testing.assert_close(network.rebuilt(slices, present, hidden), interpolated(slices, ~hidden))
+    assert network.difference is not None
+    torch.nn.init.normal_(network.difference.weight)
+    other = torch.where(hidden[..., None], torch.randn(2, 9, 16), slices)
+    torch.testing.assert_close(network.rebuilt(other, present, hidden), network.rebuilt(slices, present, hidden))
 
 
 def test_errors_are_compared_on_the_same_hidden_slices() -> None:

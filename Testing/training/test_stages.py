@@ -145,7 +145,7 @@ def test_the_learning_rate_rises_then_falls_to_next_to_nothing():
 
 
 def test_a_stage_that_is_not_known_is_told_with_the_known_ones(tmp_path):
-    with pytest.raises(ReaderError, match=r"data, stem, encoder, features, language, words, export"):
+    with pytest.raises(ReaderError, match=r"data, stem, encoder, features, language, words, encoder-2, .*, export"):
         recipe.run("dream", tmp_path, recipe.Plan())
 
 
@@ -166,6 +166,9 @@ def test_a_trial_of_all_stages_writes_a_model_that_reads_a_study(tmp_path):
     assert words
     assert all(torch.isfinite(part).all() for part in seen.features)
     _same_features_as_in_training(runs, reader)
+    name = "encoder.blocks.0.attn.proj.weight"
+    last, written = recipe.learned_in(runs / "encoder-2")[name], load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(written[f"slice_{name}"], last.half())
 
 
 def _same_features_as_in_training(runs: Path, reader) -> None:
@@ -173,7 +176,7 @@ def _same_features_as_in_training(runs: Path, reader) -> None:
     from MedVLMReaderLib.training.features import load_features
     from MedVLMReaderLib.training.made_data import FIRST_TRAINING_SEED, MIRRORED_EVERY
 
-    path = sorted((runs / "features").glob("*.safetensors"))[0]
+    path = sorted((runs / "features-2").glob("*.safetensors"))[0]
     seed = int(path.stem)
     assert seed >= FIRST_TRAINING_SEED
     learned = load_features(path, recipe.SIZES.patch).planes

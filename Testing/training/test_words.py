@@ -27,7 +27,7 @@ from MedVLMReaderLib.training.telling import (
     shares,
     told,
 )  # fmt: skip
-from MedVLMReaderLib.training.words import hints_of, packed, softened, thinned
+from MedVLMReaderLib.training.words import FOUND_SAID, hints_of, informative, packed, softened, thinned
 from MedVLMReaderLib.truth import STRUCTURES, Finding, Truth
 
 REPORT = Turn("Describe the findings.", "Findings: Nodule of 14 mm in the right lung. The liver is normal.")
@@ -73,6 +73,17 @@ def test_only_answers_are_learned(tokenizer):
     assert (batch.weights[0, :start] == 0).all()
     assert (batch.weights[0, start:] > 0).all()
     assert batch.positions[0].tolist() == list(range(3 + len(ids)))
+
+
+def test_the_word_that_decides_for_a_finding_counts_most(tokenizer):
+    answer = (
+        "Findings: Axial MR without contrast. The right lung is clear. Bright lesion of 35 mm in the liver. "
+        "The spleen is normal. The left kidney is normal. The right kidney is normal."
+    )
+    ids = tokenizer.encode(answer)
+    said = [tokenizer.decode([one]).strip() for one in ids]
+    weights = dict(zip(said, informative(ids, tokenizer).tolist(), strict=True))
+    assert weights["B"] == FOUND_SAID > weights["The"] > weights["lesion"] > weights["spleen"] > 0
 
 
 def test_a_number_may_be_a_little_off_and_a_word_may_not(tokenizer):
