@@ -25,7 +25,8 @@ def own_line(
     sizes: Mapping[str, int], chosen: str, free: int, device: str, precision: str, gpus: Sequence[Gpu] = ()
 ) -> str:
     """The same of a model of the user's own, with what the reader's program says of it (`worker.events.Needs`)."""
-    named = precision if precision in sizes else chosen or next(reversed(sizes), "")
+    smallest = list(sizes)[-1] if sizes else ""
+    named = precision if precision in sizes else chosen or smallest
     gpu = next((one.name for one in gpus), "the GPU") if device.startswith("cuda") else ""
     return _line(sizes[named], named, free, gpu) if named else ""
 
