@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from Testing.slicer.core import SlicerCore, missing
 
 if TYPE_CHECKING:
     from Testing.slicer.host import Host
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # else a file that needs no core ends the program
 
 if missing():  # test_core.py says why
     collect_ignore_glob = ["test_[!c]*.py"]
