@@ -74,7 +74,7 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
-        self.panel, self.dirty, self.connected, self.drawing = None, True, [], False
+        self.panel, self.dirty, self.connected, self.drawing, self.asking = None, True, [], False, False
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
@@ -265,11 +265,16 @@ class MedVLMReaderWidget(ScriptedLoadableModuleWidget):
             self.form.draw(state, self.panel)
         finally:
             self.drawing = False
-        if state.confirm:
+        if state.confirm and not self.asking:
             self._confirm(state.confirm)
 
     def _confirm(self, question):
-        self.panel.agree(slicer.util.confirmYesNoDisplay(question, windowTitle=_("MedVLM Reader")))
+        """Once: the timer goes on while the dialog waits, and words of another scan may come."""
+        self.asking = True
+        try:
+            self.panel.agree(slicer.util.confirmYesNoDisplay(question, windowTitle=_("MedVLM Reader")))
+        finally:
+            self.asking = False
 
 
 class MedVLMReaderLogic(ScriptedLoadableModuleLogic, Console):

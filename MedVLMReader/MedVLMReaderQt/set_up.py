@@ -52,7 +52,7 @@ class SetUpView:
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(slicer.mrmlScene)
         self.transports = new_transport(), new_transport()
-        self.use, self.then, self.dirty, self.drawing = use, None, True, False
+        self.use, self.then, self.dirty, self.drawing, self.asking = use, None, True, False, False
         wished = first_wishes(slicer_python, chosen, **facts())
         self.setting_up = SettingUp(
             self.transports[0], wished, packaged=packaged(), changed=self.touched, on_ready=self.ready
@@ -264,7 +264,14 @@ class SetUpView:
         bar.setValue(100 * done // total if total else 0)
 
     def _ask(self):
-        if self.models.confirm:
-            self.models.agree(slicer.util.confirmOkCancelDisplay(self.models.confirm))
-        if self.setting_up.shown().stage == "asking":
-            self.setting_up.agree(slicer.util.confirmOkCancelDisplay(self.setting_up.shown().message))
+        """Each question once: the timer goes on while a dialog waits for its answer."""
+        if self.asking:
+            return
+        self.asking = True
+        try:
+            if self.models.confirm:
+                self.models.agree(slicer.util.confirmOkCancelDisplay(self.models.confirm))
+            if self.setting_up.shown().stage == "asking":
+                self.setting_up.agree(slicer.util.confirmOkCancelDisplay(self.setting_up.shown().message))
+        finally:
+            self.asking = False

@@ -105,6 +105,44 @@ def test_models_are_listed_with_size_and_licence_and_removing_asks(host: Host, s
     host.agreed = True
 
 
+def test_a_question_is_asked_once_though_the_timer_goes_on_meanwhile(
+    host: Host, section: Section, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, asked = section.view, list[str]()
+
+    def answered_late(text: str) -> bool:
+        asked.append(text)
+        view.touched()
+        view.advance()
+        return False
+
+    monkeypatch.setattr(host.core.slicer.util, "confirmOkCancelDisplay", answered_late)
+    view.models.confirm = "Fetch it?"
+    view.touched()
+    view.advance()
+    assert asked == ["Fetch it?"]
+    assert view.models.confirm == ""
+
+
+def test_a_question_of_the_panel_is_asked_once_too(
+    host: Host, core: SlicerCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, asked = host.load(), list[str]()
+
+    def answered_late(text: str, **_: object) -> bool:
+        asked.append(text)
+        view.dirty = True
+        view.draw()
+        return False
+
+    monkeypatch.setattr(host.core.slicer.util, "confirmYesNoDisplay", answered_late)
+    view.panel.confirm, view.dirty = "Read again?", True
+    view.draw()
+    assert asked == ["Read again?"]
+    assert view.panel.confirm == ""
+    view.cleanup()
+
+
 def test_where_an_environment_reads_already_the_pythons_that_could_make_one_are_listed(
     section: Section, tmp_path: Path
 ) -> None:
