@@ -73,7 +73,9 @@ RULES = {
     "gpu": Rule(),
     "needs": Rule("gpu memory models", ours_inside="hub"),
     "state": Rule("needs results transcript worker worker.events"),
-    "ground": Rule("case gpu models mrml overlay parameters scene session state worker worker.client worker.events", "numpy"),
+    "ground": Rule(
+        "case gpu models mrml overlay parameters scene session state worker worker.client worker.events", "numpy"
+    ),
     "sight": Rule("case curves ground overlay reading transcript worker worker.events worker.plain", "numpy"),
     "paper": Rule(
         "case ground mrml reading report results scene sight state transcript worker worker.events",

@@ -17,7 +17,7 @@ from MedVLMReaderLib.commands.terminal import check_writable, loaded_packages, s
 DATA = "cases", "root", "split", "seeds", "skip_faulty", "mirrored_every"
 SIGLIP_MODEL = (
     "start", "tokenizer", "vision", "shape", "width", "text_width", "text_hidden", "text_layers", "text_heads",
-    "positions", "t_prime", "bias", "scale",
+    "positions", "t_prime", "bias", "scale", "gain",
 )  # fmt: skip
 AUGMENT = "rotate", "flip", "scale", "shift"
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.evaluation.phantom import figure
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.models.ms_vlm import ZFormer
@@ -41,6 +42,12 @@ class Hiding:
     sines: float = 0.0
     """Height of the sines that the Z-former's table of places begins with. 0: small random numbers, as published, from
     which it takes long to learn which slices are neighbours."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ReaderError(f"[masked] hides a share of {self.share} of the slices; it should lie between 0 and 1.")
+        if not isinstance(self.from_line, bool):
+            raise ReaderError(f"[masked] has from_line = {self.from_line!r}; it should be true or false.")
 
 
 class Masked(nn.Module):

@@ -93,6 +93,8 @@ def test_what_is_wrong_with_a_file_is_told(
     ("old", "new", "said"),
     [
         ("[masked]", "[masked]\nshuffle = 1", "[masked] has the key 'shuffle', which does not exist"),
+        ("share = 0.3", "share = 3", "[masked] hides a share of 3 of the slices"),
+        ("from_line = true", 'from_line = "yes"', "[masked] has from_line = 'yes'"),
         ("momentum = 0.99", "momntum = 0.99", "[dino] has the key 'momntum', which does not exist"),
         ('["axial"]', '["oblique"]', "the planes ['oblique']. Known: axial"),
         ("patch = 12", "patch = 10", "patch 10 with table 96"),
@@ -104,7 +106,7 @@ def test_what_is_wrong_with_a_file_is_told(
 def test_what_is_wrong_with_a_file_of_ms_vlm_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str
 ) -> None:
-    text = (SHIPPED / "made-ms-vlm.toml").read_text().replace("1000149", "1000001").replace("900029", "900001")
+    text = (SHIPPED / "made-ms-vlm.toml").read_text().replace("1000399", "1000001").replace("900029", "900001")
     assert old in text
     (tmp_path / "tiny.toml").write_text(text.replace(old, new))
     assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 1

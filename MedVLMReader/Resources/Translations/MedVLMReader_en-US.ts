@@ -192,7 +192,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>T&amp;hreshold:</source>
+      <source>&amp;Threshold:</source>
       <translation type="unfinished" />
     </message>
     <message>
