@@ -176,7 +176,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Me&amp;thod:</source>
+      <source>&amp;Method:</source>
       <translation type="unfinished" />
     </message>
     <message>
