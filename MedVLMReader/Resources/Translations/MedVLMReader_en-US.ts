@@ -176,7 +176,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>Me&amp;thod:</source>
+      <source>&amp;Method:</source>
       <translation type="unfinished" />
     </message>
     <message>
@@ -192,7 +192,7 @@
       <translation type="unfinished" />
     </message>
     <message>
-      <source>T&amp;hreshold:</source>
+      <source>&amp;Threshold:</source>
       <translation type="unfinished" />
     </message>
     <message>
