@@ -116,6 +116,4 @@ def test_a_model_of_ones_own_is_held_against_what_is_free() -> None:
     assert own_line(sizes, "", 2 * GB, "cuda", "auto", (SMALL,)).startswith(
         "Needs 8.0 GB (nf4); you have 2.0 GB free on NVIDIA T400. It will not fit"
     ), "nothing fits: the smallest is named"
-    assert own_line({"nf4": 1 * GB}, "nf4", 2 * GB, "cpu", "bf16").startswith("Needs 1.0 GB (nf4)"), (
-        "a copy in 4 bits"
-    )
+    assert own_line({"nf4": 1 * GB}, "nf4", 2 * GB, "cpu", "bf16").startswith("Needs 1.0 GB (nf4)"), "a copy in 4 bits"
