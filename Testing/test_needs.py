@@ -14,6 +14,7 @@ from MedVLMReaderLib.needs import loaded_line, memory_line, own_line, sizes_of
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="made of POSIX scripts")
 BIG, SMALL = Gpu("NVIDIA H100", 80 << 30), Gpu("NVIDIA T400", 2 << 30)
+GB = 10**9
 
 
 @pytest.fixture
@@ -107,14 +108,12 @@ def test_once_loaded_the_line_says_where_and_frightens_nobody() -> None:
 
 
 def test_a_model_of_ones_own_is_held_against_what_is_free() -> None:
-    sizes = {"bf16": 20 << 30, "int8": 12 << 30, "nf4": 8 << 30}
-    fits = own_line(sizes, "int8", 16 << 30, "cpu", "auto")
+    sizes = {"bf16": 20 * GB, "int8": 12 * GB, "nf4": 8 * GB}
+    fits = own_line(sizes, "int8", 16 * GB, "cpu", "auto")
     assert fits == "Needs 12.0 GB (int8); you have 16.0 GB of memory free."
-    assert "(bf16); you have 16.0 GB" in own_line(sizes, "int8", 16 << 30, "cpu", "bf16")
-    assert "It will not fit" in own_line(sizes, "int8", 16 << 30, "cpu", "bf16")
-    assert own_line(sizes, "", 2 << 30, "cuda", "auto", (SMALL,)).startswith(
+    assert "(bf16); you have 16.0 GB" in own_line(sizes, "int8", 16 * GB, "cpu", "bf16")
+    assert "It will not fit" in own_line(sizes, "int8", 16 * GB, "cpu", "bf16")
+    assert own_line(sizes, "", 2 * GB, "cuda", "auto", (SMALL,)).startswith(
         "Needs 8.0 GB (nf4); you have 2.0 GB free on NVIDIA T400. It will not fit"
     ), "nothing fits: the smallest is named"
-    assert own_line({"nf4": 1 << 30}, "nf4", 2 << 30, "cpu", "bf16").startswith("Needs 1.0 GB (nf4)"), (
-        "a copy in 4 bits"
-    )
+    assert own_line({"nf4": 1 * GB}, "nf4", 2 * GB, "cpu", "bf16").startswith("Needs 1.0 GB (nf4)"), "a copy in 4 bits"
