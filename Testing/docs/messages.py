@@ -73,7 +73,10 @@ class Library:
         found: dict[tuple[str, str], Message] = {}
         for source in self.sources.values():
             every = [(call, self.said(source, call, function)) for call, function in calls(source.tree)]
-            for node, texts in [*every, *self._returned(source), *self._shown(source), *self._listed(source)]:
+            told: list[tuple[ast.expr | ast.stmt, list[str]]] = [*every, *self._returned(source)]
+            told += [*self._shown(source)]
+            told += [*self._listed(source)]
+            for node, texts in told:
                 for text in texts:
                     found.setdefault((source.module, text), Message(source.module, node.lineno, text))
         return list(found.values())
