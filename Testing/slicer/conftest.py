@@ -99,6 +99,7 @@ def panel(core: SlicerCore, scan: Any, worker: Client, tiny_model: Path, files: 
     made = Panel(core.scene, worker, file_of=lambda uid: files.get(uid, ""))
     made._loaded_choice = "", ""
     made.set(model=str(tiny_model))
+    settled(made)  # what a model of one's own needs is asked of the worker
     yield made
     made._watch.stop()
     made.gpu.close()
