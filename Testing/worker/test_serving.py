@@ -66,6 +66,13 @@ def test_it_greets_first_and_says_what_it_speaks(worker):
     assert (worker.hello["protocol"], worker.hello["pid"]) == (VERSION, worker.process.pid)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of another program's priority by /proc")
+def test_it_has_low_priority_and_is_the_one_to_go_where_memory_runs_out(worker):
+    pid = worker.process.pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) > min(os.getpriority(os.PRIO_PROCESS, os.getpid()), 18)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "500"
+
+
 def test_what_cannot_be_understood_is_said_and_the_next_line_counts(worker):
     worker.greet()
     for wrong in (b"no json\n", b"[]\n", b"{}\n", b'{"request": "ask", "id": "x"}\n', b"\xff\n"):
