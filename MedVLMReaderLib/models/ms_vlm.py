@@ -210,6 +210,8 @@ class Template:
     """What ends an answer."""
     report: str
     """The question that asks for a report."""
+    remembers: bool = True
+    """Whether what was said before is written before a question; not for a decoder that learned from single turns."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(part, str) and part for part in (self.start, self.turn, self.end, self.report)):
@@ -335,7 +337,9 @@ class MSVLM(nn.Module):
     def prompt(self, seen: Seen, messages: Sequence[Message]) -> Prompt:
         """Visual tokens where the template has them, then the turns of the chat."""
         before, after = self.template.start.split(IMAGE)
-        said = "".join(self._written(message) for message in messages)
+        asked = [n for n, message in enumerate(messages) if message.role == "user"]
+        told = messages if self.template.remembers or not asked else messages[asked[-1] :]
+        said = "".join(self._written(message) for message in told)
         start, rest = self._embedded(before), self._embedded(after + said)
         inputs = torch.cat([start, seen.tokens.to(rest), rest])[None]
         return Prompt(inputs, tuple(range(len(start), len(start) + len(seen.tokens))))

@@ -74,7 +74,7 @@ DECODER: dict[str, Any] = {
     "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4,
     "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": True,
 }  # fmt: skip
-TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST)
+TEMPLATE = Template("{image}", USER + "{question}" + READER, END, REPORT_REQUEST, remembers=False)
 
 
 STEM = Schedule(steps=6000, learning_rate=2e-3)

@@ -259,6 +259,17 @@ def test_patches_between_two_parts_of_the_body_are_kept():
 # ---- From scan to words ---------------------------------------------------------------------------------------------
 
 
+def test_a_decoder_of_single_turns_is_asked_without_what_was_said_before():
+    model = model_of(next(iter(VARIANTS.values())))
+    seen = model.see([small_voxels((2, 1, 0), (1, 1, 1))])
+    asked = [Message("user", "Is the liver normal?")]
+    chat = [Message("user", "Report."), Message("assistant", "The liver is normal."), *asked]
+    alone = model.prompt(seen, asked).inputs
+    assert model.prompt(seen, chat).inputs.shape[1] > alone.shape[1]
+    model.template = replace(model.template, remembers=False)
+    assert torch.equal(model.prompt(seen, chat).inputs, alone)
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
