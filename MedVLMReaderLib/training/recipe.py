@@ -170,8 +170,11 @@ def learned_in(folder: Path) -> dict[str, Tensor]:
 
 
 def last_round(runs: Path, stage: str) -> Path:
-    """The folder of a stage's second round, or of its first where there is no second."""
-    return runs / AGAIN[stage] if (runs / AGAIN[stage]).exists() else runs / stage
+    """The folder of a stage's second round, or of its first where words, the last of all, have had no second.
+
+    The same round for every stage: words of one round do not fit the encoder of the other.
+    """
+    return runs / (AGAIN[stage] if (runs / AGAIN["words"]).exists() else stage)
 
 
 def trained_encoder(folder: Path) -> SliceEncoder:
@@ -228,11 +231,11 @@ def train_words(runs: Path, plan: Plan, minutes: float, again: bool = False) -> 
     stage, schedule = (AGAIN["words"], plan.words_again) if again else ("words", plan.words)
     tokenizer = tokenizer_of(runs, plan.texts)
     writer = new_writer(tokenizer, plan.seed)
-    _language(writer).load_state_dict(learned_in(runs / "language"))
     studies = Studies(runs / (AGAIN["features"] if again else "features"), SIZES.patch, plan.seed + again)
     if again:
-        writer.load_state_dict(learned_in(runs / "words"))
+        writer.load_state_dict(learned_in(runs / "words"))  # the decoder among them
     else:
+        _language(writer).load_state_dict(learned_in(runs / "language"))
         centred(writer.bridge, studies.mean())
     _language(writer).requires_grad_(False)
 

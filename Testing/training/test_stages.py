@@ -149,6 +149,13 @@ def test_a_stage_that_is_not_known_is_told_with_the_known_ones(tmp_path):
         recipe.run("dream", tmp_path, recipe.Plan())
 
 
+def test_words_of_one_round_are_never_exported_with_the_encoder_of_another(tmp_path):
+    (tmp_path / "encoder-2").mkdir()
+    assert recipe.last_round(tmp_path, "encoder") == tmp_path / "encoder"
+    (tmp_path / "words-2").mkdir()
+    assert recipe.last_round(tmp_path, "encoder") == tmp_path / "encoder-2"
+
+
 @pytest.mark.slow
 def test_a_trial_of_all_stages_writes_a_model_that_reads_a_study(tmp_path):
     plan, runs = recipe.trial(recipe.Plan()), tmp_path / "runs"
