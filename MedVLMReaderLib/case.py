@@ -10,7 +10,7 @@ import numpy as np
 from MedVLMReaderLib.geometry import Array
 from MedVLMReaderLib.heatmap import effective_cells
 from MedVLMReaderLib.models import CARDS, Card
-from MedVLMReaderLib.pictures import times_uniform
+from MedVLMReaderLib.pictures import LARGEST, times_uniform
 from MedVLMReaderLib.reading import Reading, Span
 from MedVLMReaderLib.results import Kept
 from MedVLMReaderLib.session import ChatSession
@@ -105,8 +105,9 @@ def heat_of(turn: int, span: Span, reading: Reading, words: Span, method: str, w
     place = ", ".join(f"{x:.0f}" for x in peak)
     notes = " ".join(whole.notes[1:])
     line = (
-        f"{method.capitalize()} of “{_short(reading.text[slice(*words)])}”: peak {times.max():.0f} times even at "
-        f"R, A, S ({place}) mm; spread over {effective_cells(parts):.0f} of {cells} cells. {notes} {WARNING}"
+        f"{method.capitalize()} of “{_short(reading.text[slice(*words)])}”: peak {times.max():.0f} times even (colours "
+        f"end at {LARGEST:.0f}) at R, A, S ({place}) mm; spread over {effective_cells(parts):.0f} of {cells} cells. "
+        f"{notes} {WARNING}"
     )
     return Heat(turn, span, reading, words, method, Volume(times, whole.grid), peak, line, slice_curves(whole))
 

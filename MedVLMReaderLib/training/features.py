@@ -55,7 +55,7 @@ def encoded_plane(
 ) -> dict[str, Tensor]:
     """Tensors of plane n's features: its slices, and with `patches` those around the body."""
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        tokens = encoder.encode_stack(torch.from_numpy(pictures))
+        tokens = encoder.encode_stack(torch.from_numpy(pictures).to(memory_format=torch.channels_last))
     scale = 1.0 if modality == "CT" else 1000.0
     kept = kept_patches(plane.values / np.float32(scale), modality, encoder.patch)[: None if patches else 0]
     tensors = {
@@ -84,7 +84,7 @@ def planes_of(tensors: dict[str, Tensor], patch: int) -> tuple[PlaneFeatures, ..
 def encode_all(data: Path, folder: Path, encoder: SliceEncoder, recipe: Recipe) -> None:
     """Features of every prepared study, those that are there skipped."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder.eval()
+    encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for path in sorted(data.glob("*.npz")):
         out = folder / f"{path.stem}.safetensors"
         if not out.exists():

@@ -81,9 +81,9 @@ STEM = Schedule(steps=6000, learning_rate=2e-3)
 ENCODER = Schedule(steps=2200, learning_rate=1.5e-3)
 LANGUAGE = Schedule(steps=4000, learning_rate=1.5e-3)
 WORDS = Schedule(steps=2200, learning_rate=1.5e-3)
-ENCODER_AGAIN = Schedule(steps=2000, learning_rate=1e-3, warm_up=50)
+ENCODER_AGAIN = Schedule(steps=3000, learning_rate=8e-4, warm_up=50)
 """A second round from where the first ended, as in warm restarts (arXiv 1608.03983)."""
-WORDS_AGAIN = Schedule(steps=2400, learning_rate=1e-3, warm_up=50)
+WORDS_AGAIN = Schedule(steps=1600, learning_rate=1e-3, warm_up=50)
 
 
 THINNED = 0.8
@@ -142,12 +142,12 @@ def train_stem(runs: Path, plan: Plan, minutes: float) -> bool:
 
 
 def train_encoder(runs: Path, plan: Plan, minutes: float, again: bool = False) -> bool:
-    """The transformer of the slice encoder, over the convolutions of the stage before."""
+    """The transformer of the slice encoder, over the convolutions of the stage before; a second time all of it."""
     encoder, head = dense.encoder_parts(SIZES, plan.seed)
     learned = learned_in(runs / "stem")
     named = {n.removeprefix("patch_embed."): v for n, v in learned.items() if n.startswith("patch_embed.")}
     encoder.patch_embed.load_state_dict(named)
-    encoder.patch_embed.requires_grad_(False)
+    encoder.patch_embed.requires_grad_(again)
     network = nn.ModuleDict({"encoder": encoder, "head": head}).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if again:
         network.load_state_dict(learned_in(runs / "encoder"))
