@@ -98,13 +98,8 @@ def on_the_finding(reader: Reader, study: Study, method: str) -> bool:
     return bool(within_a_cell(peak, study.masks[0], study.volume.grid, reading.grids[0])[0])
 
 
-FOUR_OF_FIVE = pytest.mark.xfail(
-    reason="attention follows the mirrored body in four of five studies", raises=AssertionError
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["relevance", pytest.param("attention", marks=FOUR_OF_FIVE)])
+@pytest.mark.parametrize("method", ["relevance", "attention"])
 def test_mirrored_anatomy_moves_the_peak_into_the_mirrored_mask(built_in, method):
     right = [seed for seed in SEEDS if on_the_finding(built_in, made_study(seed), method)]
     assert len(right) > len(SEEDS) / 2
