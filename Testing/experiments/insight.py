@@ -31,7 +31,7 @@ from MedVLMReaderLib.training.slice_captions import Ask, asked_of
 from MedVLMReaderLib.volume import Volume
 
 RECIPE = BlockRecipe((32, 96, 96), window_ct=(-1000.0, 600.0), plane="axial")
-ENCODER = EncoderSizes("resnet", (8, 8, 16, 32, 64), (1, 1, 1, 1))
+ENCODER = EncoderSizes("resnet", (8, 8, 16, 32, 64), (1, 1, 1, 1), groups=2)
 UNLABELLED, LABELLED, TESTED = 1_000_000, 930_000, 940_000
 """First seeds of the studies for pre-training, for the heads, and to measure on."""
 SIZES = Sizes(ENCODER, width=64, depth=2, heads=4, inner=64, queries=8, places=128)
