@@ -31,17 +31,17 @@ from MedVLMReaderLib.training.slice_captions import Ask, asked_of
 from MedVLMReaderLib.volume import Volume
 
 RECIPE = BlockRecipe((32, 96, 96), window_ct=(-1000.0, 600.0), plane="axial")
-ENCODER = EncoderSizes("resnet", (8, 8, 16, 32, 64), (1, 1, 1, 1), groups=2)
+ENCODER = EncoderSizes("resnet", (8, 8, 16, 32, 64), (1, 1, 1, 1))
 UNLABELLED, LABELLED, TESTED = 1_000_000, 930_000, 940_000
 """First seeds of the studies for pre-training, for the heads, and to measure on."""
 SIZES = Sizes(ENCODER, width=64, depth=2, heads=4, inner=64, queries=8, places=128)
 ARMS = "scratch", "pre-trained", "shuffled"
 
 
-TEACHER = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, cpu=True)
-INSIGHT = Settings(200, 8, learning_rate=2e-3, weight_decay=1e-2, precision="bf16", save_every=1000, cpu=True)
-MASKS = Settings(120, 2, learning_rate=3e-3, precision="bf16", save_every=1000, cpu=True)
-LABELS = Settings(100, 5, learning_rate=1e-3, precision="bf16", save_every=1000, cpu=True)
+TEACHER = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, seed=10, cpu=True)
+INSIGHT = Settings(200, 8, learning_rate=2e-3, weight_decay=1e-2, precision="bf16", save_every=1000, seed=10, cpu=True)
+MASKS = Settings(60, 2, learning_rate=3e-2, precision="bf16", save_every=1000, cpu=True)
+LABELS = Settings(40, 10, learning_rate=1e-3, weight_decay=1e-2, precision="bf16", save_every=1000, cpu=True)
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,8 @@ class Size:
     objective: Objective = "contrastive"
 
 
-def plan_of(size: Size, seed: int) -> Plan:
-    return Plan(
-        RECIPE, SIZES, replace(size.insight, seed=seed), size.objective, size.each, size.more,
-        teacher_training=replace(size.teacher, seed=seed),
-    )  # fmt: skip
+def plan_of(size: Size) -> Plan:
+    return Plan(RECIPE, SIZES, size.insight, size.objective, size.each, size.more, teacher_training=size.teacher)
 
 
 def pretraining(out: Path, size: Size) -> Told:
@@ -84,14 +81,14 @@ def pretraining(out: Path, size: Size) -> Told:
 
         return ask
 
-    return told([f"made:{UNLABELLED + n}" for n in range(size.studies)], plan_of(size, 0), loaded, out)
+    return told([f"made:{UNLABELLED + n}" for n in range(size.studies)], plan_of(size), loaded, out)
 
 
-def started(ours: Told | None, out: Path, size: Size, arm: str, seed: int) -> dict[str, Tensor] | None:
+def started(ours: Told | None, out: Path, size: Size, arm: str) -> dict[str, Tensor] | None:
     """The encoder's tensors of an arm; None for the untrained one. The control's teacher has other captions as well."""
     if ours is None or arm == "scratch":
         return None
-    return pretrained(ours.mixed(seed) if arm == "shuffled" else ours, plan_of(size, seed), out / f"{arm}-{seed}")
+    return pretrained(ours.mixed(size.insight.seed) if arm == "shuffled" else ours, plan_of(size), out / arm)
 
 
 def measured(out: Path, size: Size, arms: Sequence[str] = ARMS) -> dict[str, Any]:
@@ -106,7 +103,7 @@ def measured(out: Path, size: Size, arms: Sequence[str] = ARMS) -> dict[str, Any
         for arm in arms:
             if f"{arm}-{seed}" in results:
                 continue
-            start = started(ours, out, size, arm, seed)
+            start = started(ours, out, size, arm)
             masks = downstream.segmenter(
                 ENCODER, few, replace(size.masks, seed=seed), out / f"masks-{arm}-{seed}", start=start
             )

@@ -266,3 +266,14 @@ def test_heads_train_from_a_pre_trained_encoder_and_are_measured_on_other_studie
     assert 0 <= figures["all"]["value"] <= 1
     assert figures["liver"]["value"] is None
     assert 0 <= downstream.accuracy(labels, studies[2:])["accuracy"]["all"]["value"] <= 1
+
+
+def test_small_organs_count_for_more_and_absent_ones_not_without_end() -> None:
+    masks = torch.zeros(1, 10, 10, 10, dtype=torch.long)
+    masks[0, 0] = ORGANS.index("liver")
+    masks[0, 1, 0] = ORGANS.index("spine")
+    weights = downstream.balance(masks)
+    assert weights.mean() == pytest.approx(1)
+    background, liver, spine, heart = (weights[ORGANS.index(one)] for one in ("background", "liver", "spine", "heart"))
+    assert background < liver < spine < heart
+    assert heart < 4 * spine
