@@ -38,8 +38,6 @@ class EncoderSizes:
     """Voxels of what is read at once; vit has a place for each patch of it."""
     patch: tuple[int, int, int] = (8, 16, 16)
     """Of vit, in voxels."""
-    groups: int = 0
-    """Groups of channels of resnet's norms, each scan by itself; 0: batch norms, which need large batches."""
 
     def __post_init__(self) -> None:
         if self.kind not in ENCODERS:
@@ -90,13 +88,8 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         if len(sizes.blocks) != 4 or len(sizes.widths) != 5 or sizes.widths[0] != sizes.widths[1]:
             raise ReaderError(f"resnet has 4 numbers of blocks and 5 widths, the first two alike; got {sizes.widths}.")
-        if sizes.groups < 0 or any(sizes.groups and width % sizes.groups for width in sizes.widths):
-            raise ReaderError(f"Widths {sizes.widths} cannot be divided into {sizes.groups} groups.")
         self.encoder = ResNet("basic", list(sizes.blocks), list(sizes.widths[1:]), n_input_channels=1,
                               conv1_t_size=5, conv1_t_stride=2, no_max_pool=True, feed_forward=False)  # fmt: skip
-        for name, part in list(self.encoder.named_modules()) if sizes.groups else ():
-            if isinstance(part, nn.BatchNorm3d):  # MONAI's own choice of norms does not reach the blocks
-                self.encoder.set_submodule(name, nn.GroupNorm(sizes.groups, part.num_features))
 
     def forward(self, x: Tensor) -> Grids:
         whole = cast(Any, self.encoder)

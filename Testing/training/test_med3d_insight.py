@@ -74,14 +74,6 @@ def test_weights_of_the_classes_are_no_part_of_what_is_saved(tmp_path: Path) -> 
     assert all(name.startswith("segmenter.") for name in load_file(tmp_path / "model.safetensors"))
 
 
-def test_norms_of_groups_read_each_scan_by_itself() -> None:
-    network = Classifier(replace(SIZES, groups=2), 2).train()
-    with torch.no_grad():
-        torch.testing.assert_close(network(volumes())[:1], network(volumes()[:1]), rtol=1e-3, atol=1e-4)
-    with pytest.raises(ReaderError, match="cannot be divided into 3 groups"):
-        Classifier(replace(SIZES, groups=3), 2)
-
-
 @pytest.mark.parametrize("n", [2, 3, 17])
 def test_shuffled_captions_leave_none_in_its_place(n: int) -> None:
     captions = torch.arange(n)[:, None]
