@@ -253,6 +253,7 @@ RULES = {
     "commands": Rule(),
     "commands.recipes": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.ms_vlm": Rule("commands commands.* cases", inside="*", ours_inside="*"),
+    "commands.insight": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.protocols": Rule("commands commands.* cases", inside="*", ours_inside="*"),
     "commands.*": Rule("commands commands.*", inside="*", ours_inside="*"),
     "__main__": Rule("cli"),

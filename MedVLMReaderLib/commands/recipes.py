@@ -11,7 +11,7 @@ from typing import Any
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.cases import TYPES, Case, checked, made_cases, read_cases
-from MedVLMReaderLib.commands import ms_vlm
+from MedVLMReaderLib.commands import insight, ms_vlm
 from MedVLMReaderLib.commands.terminal import check_writable, loaded_packages, step
 
 DATA = "cases", "root", "split", "seeds", "skip_faulty", "mirrored_every"
@@ -28,9 +28,14 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "lora": ("rank", "alpha", "dropout", "targets"), "augment": AUGMENT, "training": (),
     },
     "ms_vlm": {"data": (*DATA, "kinds", "held_out", "planes"), **ms_vlm.TABLES},
+    "med3dinsight": {"data": DATA, **insight.TABLES},
 }  # fmt: skip
 """What a file of each system may say, table by table; [training] has the engine's settings."""
-KINDS = {"siglip": ("report",), **dict.fromkeys(("med3dvlm", "ms_vlm"), ("report", "closed", "open"))}
+KINDS = {
+    "siglip": ("report",),
+    "med3dinsight": ("report",),
+    **dict.fromkeys(("med3dvlm", "ms_vlm"), ("report", "closed", "open")),
+}
 """Of cases that a system learns from: a report, a question with choices, one without."""
 
 
@@ -46,6 +51,9 @@ def train_by_file(arguments: Namespace) -> bool:
     if content["system"] == "ms_vlm":
         _begin(arguments)
         return ms_vlm.train(content, cases, _held_out(content), arguments.out, path.parent, arguments.minutes)
+    if content["system"] == "med3dinsight":
+        _begin(arguments)
+        return insight.train(content, cases, arguments.out, path.parent, arguments.minutes)
     from MedVLMReaderLib.training.engine import Settings
 
     settings = Settings.from_table(content.get("training", {}))

@@ -89,7 +89,14 @@ def segmenter(
         network.encoder.load_state_dict(dict(start))
     masks = torch.from_numpy(np.stack([one.mask for one in studies]))[:, None].long()
     rows = Arrays({"volumes": grey(studies), "masks": masks}, [one.name for one in studies])
-    return network if fit(MaskLoss(network), rows, together, settings, folder) else None
+    return network if fit(MaskLoss(network, balance(masks)), rows, together, settings, folder) else None
+
+
+def balance(masks: Tensor) -> Tensor:
+    """(classes,) weights with a mean of 1: small organs count for more, by the root of how rare their voxels are."""
+    count = torch.bincount(masks.flatten(), minlength=len(ORGANS)).float()
+    weights = (count + count.sum() / 1000).rsqrt()
+    return weights / weights.mean()
 
 
 @torch.no_grad()

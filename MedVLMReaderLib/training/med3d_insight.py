@@ -52,14 +52,19 @@ class Insight(nn.Module):
 
 
 class MaskLoss(nn.Module):
-    """Dice and cross-entropy of masks (MONAI), the published loss downstream."""
+    """Dice and cross-entropy of masks (MONAI), the published loss downstream.
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    Dice is that of a batch as a whole: of a scan without an organ there is none. `weights` (classes,): how much each
+    class counts.
+    """
+
+    def __init__(self, segmenter: Segmenter, weights: Tensor | None = None) -> None:
         from monai.losses.dice import DiceCELoss
 
         super().__init__()
         self.segmenter = segmenter
-        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True, weight=weights)
+        self.elsewhere = frozenset(name for name in self.state_dict() if name.startswith("loss."))  # the weights
 
     def forward(self, volumes: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """`masks` (batch, 1, depth, rows, columns): class numbers."""

@@ -19,9 +19,10 @@ from MedVLMReaderLib.geometry import Array, Grid
 from MedVLMReaderLib.training.prepared import volume_of
 from MedVLMReaderLib.volume import PLANES, PlaneName, Volume
 
-QUESTION = "Which organs are in the scan?"
-THICK_MM = 24.0
-"""Of a slab: a model that reads volumes needs some slices."""
+QUESTIONS = "Which organs are in the scan?", "Is this scan with or without contrast?"
+"""What is asked of each slab: the answers, one after the other, are the caption."""
+THICK_MM = 80.0
+"""Of a slab: a model that learned from whole scans says the same of every thin one."""
 Ask = Callable[[Volume], str]
 
 
@@ -99,14 +100,14 @@ def _kept(path: Path) -> dict[str, list[Caption]]:
     return found
 
 
-def asked_of(reader: Any, question: str = QUESTION) -> Ask:
-    """What asks a reader about a slab."""
+def asked_of(reader: Any, questions: Sequence[str] = QUESTIONS) -> Ask:
+    """What asks a reader about a slab, which is encoded once."""
     from MedVLMReaderLib.reader import Options
 
     options = Options(heatmaps=False, longest=96)
 
     def ask(part: Volume) -> str:
-        *_, reading = reader.ask(reader.see(part), question, options=options)
-        return str(reading.text)
+        seen = reader.see(part)
+        return " ".join(str([*reader.ask(seen, one, options=options)][-1].text) for one in questions)
 
     return ask

@@ -141,8 +141,9 @@ class Pairs:
 
 
 def taught(
-    pictures: Sequence[Array], captions: Sequence[str], sizes: TeacherSizes, settings: Settings, folder: Path
-) -> Teacher | None:
+    pictures: Sequence[Array], captions: Sequence[str], sizes: TeacherSizes, settings: Settings, folder: Path, *,
+    minutes: float = 1e9,
+) -> Teacher | None:  # fmt: skip
     """A small CLIP, trained on slices and captions; None where the training is not finished yet."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -170,6 +171,6 @@ def taught(
         from safetensors.torch import load_file
 
         network.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-    elif not fit(network, Pairs(pictures, captions, sizes.side), collated, settings, folder):
+    elif not fit(network, Pairs(pictures, captions, sizes.side), collated, settings, folder, minutes=minutes):
         return None
     return Teacher(network.network, tokenizer)

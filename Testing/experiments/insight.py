@@ -20,37 +20,39 @@ import torch
 from torch import Tensor
 
 from MedVLMReaderLib.block import BlockRecipe
-from MedVLMReaderLib.models.med3d_insight import Med3DInsight, Sizes
+from MedVLMReaderLib.models.med3d_insight import Sizes
 from MedVLMReaderLib.models.pyramid import EncoderSizes
 from MedVLMReaderLib.models.segmenter import MaskModel
-from MedVLMReaderLib.training import downstream, slice_captions
-from MedVLMReaderLib.training import teacher as clip
-from MedVLMReaderLib.training.engine import Settings, fit
-from MedVLMReaderLib.training.med3d_insight import Arrays, Insight, Objective, shuffled, together
-from MedVLMReaderLib.training.prepared import Prepared
-from MedVLMReaderLib.training.slice_captions import Caption, picture_of
-from MedVLMReaderLib.volume import PLANES
+from MedVLMReaderLib.training import downstream
+from MedVLMReaderLib.training.engine import Settings
+from MedVLMReaderLib.training.insight import Plan, Told, pretrained, told
+from MedVLMReaderLib.training.med3d_insight import Objective
+from MedVLMReaderLib.training.slice_captions import Ask, asked_of
+from MedVLMReaderLib.volume import Volume
 
 RECIPE = BlockRecipe((32, 96, 96), window_ct=(-1000.0, 600.0), plane="axial")
 ENCODER = EncoderSizes("resnet", (8, 8, 16, 32, 64), (1, 1, 1, 1))
 UNLABELLED, LABELLED, TESTED = 1_000_000, 930_000, 940_000
 """First seeds of the studies for pre-training, for the heads, and to measure on."""
+SIZES = Sizes(ENCODER, width=64, depth=2, heads=4, inner=64, queries=8, places=128)
 ARMS = "scratch", "pre-trained", "shuffled"
 
 
-TEACHER = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, cpu=True)
-INSIGHT = Settings(150, 8, learning_rate=2e-3, weight_decay=1e-2, save_every=1000, cpu=True)
-MASKS = Settings(150, 2, learning_rate=3e-3, save_every=1000, cpu=True)
-LABELS = Settings(100, 5, learning_rate=1e-3, save_every=1000, cpu=True)
+TEACHER = Settings(400, 32, learning_rate=1e-3, weight_decay=0.05, save_every=1000, seed=10, cpu=True)
+INSIGHT = Settings(200, 8, learning_rate=2e-3, weight_decay=1e-2, precision="bf16", save_every=1000, seed=10, cpu=True)
+MASKS = Settings(60, 2, learning_rate=3e-2, precision="bf16", save_every=1000, cpu=True)
+LABELS = Settings(40, 10, learning_rate=1e-3, weight_decay=1e-2, precision="bf16", save_every=1000, cpu=True)
 
 
 @dataclass(frozen=True)
 class Size:
     """How much of everything."""
 
-    studies: int = 80
+    studies: int = 64
     each: int = 1
     """Captioned slices of each plane of a study."""
+    more: int = 7
+    """Slices of each plane that have no caption of their own."""
     labelled: int = 10
     tested: int = 40
     seeds: int = 3
@@ -58,61 +60,42 @@ class Size:
     insight: Settings = INSIGHT
     masks: Settings = MASKS
     labels: Settings = LABELS
-    objective: Objective = "transport"
+    objective: Objective = "contrastive"
 
 
-def told(out: Path, size: Size) -> list[list[Caption]]:
-    """The captions of each study's slices."""
+def plan_of(size: Size) -> Plan:
+    return Plan(RECIPE, SIZES, size.insight, size.objective, size.each, size.more, teacher_training=size.teacher)
 
-    def ask() -> slice_captions.Ask:
+
+def pretraining(out: Path, size: Size) -> Told:
+    """The unlabelled studies with the captions of their slices."""
+
+    def loaded() -> Ask:
         from MedVLMReaderLib.reader import load
 
-        return slice_captions.asked_of(load("built-in"))
+        fully = asked_of(load("built-in"))
 
-    names = [f"made:{UNLABELLED + n}" for n in range(size.studies)]
-    return list(slice_captions.captions(names, RECIPE, ask, out / "captions.jsonl", each=size.each))
+        def ask(part: Volume) -> str:
+            with torch.autocast("cpu", torch.bfloat16):
+                return fully(part)
+
+        return ask
+
+    return told([f"made:{UNLABELLED + n}" for n in range(size.studies)], plan_of(size), loaded, out)
 
 
-def pretrained(out: Path, size: Size, captions: Sequence[Sequence[Caption]], seed: int, *, mixed: bool
-               ) -> dict[str, Tensor]:  # fmt: skip
-    """The encoder's tensors after pre-training. `mixed`: the control, each slice with another one's caption, for the
-    teacher as well as for what learns from it."""
-    name = f"{'shuffled' if mixed else 'pre-trained'}-{seed}"
-    prepared = Prepared(out / "blocks", RECIPE)
-    blocks = [np.asarray(prepared.of(ours[0].volume)) for ours in captions]
-    slices = [one for ours in captions for one in ours]
-    pictures = [picture_of(b, one.plane, one.slice) / np.float32(255) for b, ours in zip(blocks, captions, strict=True)
-                for one in ours]  # fmt: skip
-    texts = [one.text for one in slices]
-    if mixed:
-        texts = [texts[int(n)] for n in shuffled(torch.arange(len(texts))[:, None], seed)[:, 0]]
-    teacher = clip.taught(pictures, texts, clip.TeacherSizes(), replace(size.teacher, seed=seed), out / f"clip-{name}")
-    assert teacher is not None
-    count = len(captions[0])
-
-    def of_study(values: Tensor) -> Tensor:
-        return values.unflatten(0, (len(captions), count))
-
-    arrays = {
-        "volumes": torch.from_numpy(np.stack(blocks))[:, None].float() / 255,
-        "plane": of_study(torch.tensor([PLANES.index(one.plane) for one in slices])),
-        "slice_number": of_study(torch.tensor([one.slice for one in slices])),
-        "picture": of_study(teacher.of_pictures(pictures)),
-        "caption": of_study(teacher.of_captions(texts)),
-    }
-    torch.manual_seed(seed)
-    sizes = Sizes(ENCODER, width=64, depth=2, heads=4, inner=64, queries=8, places=128, embedding=teacher.embedding)
-    network = Med3DInsight(sizes)
-    rows = Arrays(arrays, [ours[0].volume for ours in captions])
-    assert fit(Insight(network, size.objective), rows, together, replace(size.insight, seed=seed), out / name)
-    return {n: v.clone() for n, v in network.encoder.state_dict().items()}
+def started(ours: Told | None, out: Path, size: Size, arm: str) -> dict[str, Tensor] | None:
+    """The encoder's tensors of an arm; None for the untrained one. The control's teacher has other captions as well."""
+    if ours is None or arm == "scratch":
+        return None
+    return pretrained(ours.mixed(size.insight.seed) if arm == "shuffled" else ours, plan_of(size), out / arm)
 
 
 def measured(out: Path, size: Size, arms: Sequence[str] = ARMS) -> dict[str, Any]:
     """Dice and accuracy of each arm and seed, those that are kept not worked out again."""
     path = out / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    captions = told(out, size) if set(arms) - {"scratch"} else []
+    ours = pretraining(out, size) if set(arms) - {"scratch"} else None
     tested = [downstream.labelled(TESTED + n, RECIPE, out / "labelled") for n in range(size.tested)]
     for seed in range(size.seeds):
         first = LABELLED + seed * size.labelled
@@ -120,7 +103,7 @@ def measured(out: Path, size: Size, arms: Sequence[str] = ARMS) -> dict[str, Any
         for arm in arms:
             if f"{arm}-{seed}" in results:
                 continue
-            start = None if arm == "scratch" else pretrained(out, size, captions, seed, mixed=arm == "shuffled")
+            start = started(ours, out, size, arm)
             masks = downstream.segmenter(
                 ENCODER, few, replace(size.masks, seed=seed), out / f"masks-{arm}-{seed}", start=start
             )
@@ -156,8 +139,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--studies", type=int, default=80)
-    parser.add_argument("--objective", choices=("transport", "contrastive"), default="transport")
+    parser.add_argument("--studies", type=int, default=64)
+    parser.add_argument("--objective", choices=("transport", "contrastive"), default="contrastive")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     how, began = parser.parse_args(), time.process_time()
     size = Size(seeds=how.seeds, studies=how.studies, objective=how.objective)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from MedVLMReaderLib import ReaderError
 from MedVLMReaderLib.block import BlockRecipe
@@ -65,6 +66,12 @@ def test_what_was_learned_goes_on_in_heads_that_train_on_masks_and_labels(tmp_pa
     assert fit(MaskLoss(masks), rows, together, SETTINGS, tmp_path / "masks")
     rows = Arrays({"volumes": volumes(), "labels": torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0]])}, list("abcd"))
     assert fit(LabelLoss(labels), rows, together, SETTINGS, tmp_path / "labels")
+
+
+def test_weights_of_the_classes_are_no_part_of_what_is_saved(tmp_path: Path) -> None:
+    rows = Arrays({"volumes": volumes(), "masks": (volumes() * 3).long().clamp(max=2)}, list("abcd"))
+    assert fit(MaskLoss(Segmenter(SIZES, 3), torch.tensor([0.5, 1.0, 1.5])), rows, together, SETTINGS, tmp_path)
+    assert all(name.startswith("segmenter.") for name in load_file(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("n", [2, 3, 17])

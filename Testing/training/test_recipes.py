@@ -51,6 +51,7 @@ def test_a_file_trains_a_pair_that_the_reader_loads_and_a_second_call_has_nothin
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
+    from MedVLMReaderLib.commands import insight
     from MedVLMReaderLib.commands.ms_vlm import plan_of
     from MedVLMReaderLib.training.engine import Settings
 
@@ -58,6 +59,8 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
     if content["system"] == "ms_vlm":
         plan = plan_of(content)
         stages = [one for one in (plan.dino, plan.masked, plan.bridge, plan.lora) if one]
+    elif content["system"] == "med3dinsight":
+        stages = [insight.plan_of(content).training, insight.plan_of(content).teacher_training]
     else:
         stages = [Settings.from_table(content["training"])]
     assert stages
