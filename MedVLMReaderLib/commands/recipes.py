@@ -21,15 +21,17 @@ SIGLIP_MODEL = (
 )  # fmt: skip
 AUGMENT = "rotate", "flip", "scale", "shift"
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
-    "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "training": ()},
+    "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "text": (), "image": (), "training": ()},
     "med3dvlm": {
         "data": (*DATA, "kinds", "open_too"),
-        "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features"),
+        "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features",
+                  "together"),
         "lora": ("rank", "alpha", "dropout", "targets"), "augment": AUGMENT, "training": (),
     },
     "ms_vlm": {"data": (*DATA, "kinds", "held_out", "planes"), **ms_vlm.TABLES},
 }  # fmt: skip
-"""What a file of each system may say, table by table; [training] has the engine's settings."""
+"""What a file of each system may say, table by table; [training] has the engine's settings, as have the others without
+keys here, and these are looked at when they are read."""
 KINDS = {"siglip": ("report",), **dict.fromkeys(("med3dvlm", "ms_vlm"), ("report", "closed", "open"))}
 """Of cases that a system learns from: a report, a question with choices, one without."""
 
@@ -63,10 +65,28 @@ def _siglip(arguments: Namespace, content: Mapping[str, Any], cases: list[Case],
     from MedVLMReaderLib.training.augment import Augment
 
     augment = Augment.from_table(content.get("augment", {}))
+    starts = _starts(content)
     pair = _pair(content.get("model", {}), cases, Path(arguments.stage).parent, arguments.out, settings.seed)
     _begin(arguments)
-    return siglip.train(cases, pair, settings, arguments.out, augment=augment, skip_faulty=_skips(content),
-                        minutes=arguments.minutes)  # fmt: skip
+    return siglip.train(cases, pair, settings, arguments.out, augment=augment, starts=starts,
+                        skip_faulty=_skips(content), minutes=arguments.minutes)  # fmt: skip
+
+
+def _starts(content: Mapping[str, Any]) -> Any:
+    """The stages [text] and [image] that come before a pair, where the file has them."""
+    from MedVLMReaderLib.training.engine import Settings
+    from MedVLMReaderLib.training.siglip import Starts
+
+    text = dict(content.get("text", {}))
+    dropped = text.pop("dropped", Starts.dropped)
+    if isinstance(dropped, bool) or not isinstance(dropped, (int, float)) or not 0 <= dropped < 1:
+        raise ReaderError(
+            f"[text] has dropped = {dropped!r}; it should be a share of the sentences, from 0 to below 1."
+        )
+    return Starts(
+        Settings.from_table(text, "[text]") if "text" in content else None, dropped,
+        Settings.from_table(content["image"], "[image]") if "image" in content else None,
+    )  # fmt: skip
 
 
 def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case], settings: Any) -> bool:
@@ -78,7 +98,7 @@ def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case
     stage = med3dvlm.Stage(
         tuple(table.get("trains", med3dvlm.LORA_STAGE if lora else med3dvlm.PROJECTOR_STAGE)), lora,
         Augment.from_table(content.get("augment", {})),
-        **{name: table[name] for name in ("longest", "keep_features") if name in table},
+        **{name: table[name] for name in ("longest", "keep_features", "together") if name in table},
     )  # fmt: skip
     parts = {name: beside / table[name] for name in ("start", "pair", "decoder") if name in table}
     if set(parts) not in ({"start"}, {"pair", "decoder"}):

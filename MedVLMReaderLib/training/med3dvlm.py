@@ -71,12 +71,18 @@ class Stage:
     """Tokens of image, question and answer together; what is beyond is not learned."""
     keep_features: bool = False
     """The encoder reads each scan once, before the training, and the features stay in memory."""
+    together: int = 1
+    """Questions (and reports) of a scan that stand in a batch together; encoder and projector read it once for all."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.trains) - set(PARTS)):
             raise ReaderError(f"[model] trains the part '{unknown[0]}'. Known: {', '.join(PARTS)}.")
         if not self.trains and not self.lora:
             raise ReaderError("[model] trains nothing, and there is no [lora]. Name parts, or add the table.")
+        if type(self.together) is not int or self.together < 1:
+            raise ReaderError(
+                f"[model] has together = {self.together!r}; it should be a number of questions, 1 or more."
+            )
         if self.keep_features and ("encoder" in self.trains or self.augment != NOTHING):
             raise ReaderError(
                 "keep_features reads every scan once: it goes with neither a trained encoder nor [augment]."
@@ -101,14 +107,14 @@ class Taught(nn.Module):
         self._no_split_modules = [*(model.decoder._no_split_modules or ()), "Block"]  # where FSDP may cut
 
     def forward(
-        self, ids: Tensor, mask: Tensor, labels: Tensor, blocks: Tensor | None = None, low: Tensor | None = None,
-        high: Tensor | None = None,
+        self, ids: Tensor, mask: Tensor, labels: Tensor, scan: Tensor, blocks: Tensor | None = None,
+        low: Tensor | None = None, high: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """From (batch, length) tokens and the scans' blocks, or their features."""
+        """From (batch, length) tokens, the number (batch,) of the scan of each, and the scans' blocks or features."""
         if blocks is not None:
             low, high = self.model.features(changed(blocks, self.augment) if self.training else blocks)
         decoder = self.model.decoder
-        given = spliced(decoder.get_input_embeddings()(ids), self.model.projector(low, high))
+        given = spliced(decoder.get_input_embeddings()(ids), self.model.projector(low, high)[scan])
         hidden = decoder.model(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state
         told = labels[:, 1:]
         counted = told != UNTOLD
@@ -146,20 +152,23 @@ def merge(model: Med3DVLM | MSVLM) -> None:
 
 
 class Exchanges:
-    """Scans with a question, or the request for a report, and what is to be said."""
+    """Scans with questions, or the request for a report, and what is to be said: a row has `together` of one scan."""
 
-    def __init__(self, cases: Sequence[Case], model: Med3DVLM, longest: int, scan: Callable[[str], dict[str, Tensor]]
-                 ) -> None:  # fmt: skip
+    def __init__(
+        self, cases: Sequence[Case], model: Med3DVLM, longest: int, scan: Callable[[str], dict[str, Tensor]],
+        together: int = 1,
+    ) -> None:  # fmt: skip
         self.cases, self.tokenizer, self.longest, self.scan = cases, model.tokenizer, longest, scan
         self.image = IMAGE * model.sizes.tokens
+        self.groups = grouped(cases, together)
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.groups)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        case = self.cases[n]
-        ids, start = self.written(case)
-        return {"name": case.place, "ids": ids, "start": start, **self.scan(case.volume)}
+        group = self.groups[n]
+        turns = [self.written(case) for case in group]
+        return {"name": ", ".join(case.place for case in group), "turns": turns, **self.scan(group[0].volume)}
 
     def written(self, case: Case) -> tuple[list[int], int]:
         """Tokens as the reader asks and the model is to answer, and where the answer starts."""
@@ -169,17 +178,26 @@ class Exchanges:
         return [*asked, *told, self.tokenizer.eos_token_id][: self.longest], len(asked)
 
 
+def grouped(cases: Sequence[Case], most: int) -> list[list[Case]]:
+    """Cases of one scan in groups of at most so many, in the order of the scans."""
+    scans: dict[str, list[Case]] = {}
+    for case in cases:
+        scans.setdefault(case.volume, []).append(case)
+    return [one[n : n + most] for one in scans.values() for n in range(0, len(one), most)]
+
+
 def collated(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: rows are filled at their end."""
-    longest = max(len(row["ids"]) for row in rows)
-    ids, labels = (torch.full((len(rows), longest), fill) for fill in (0, UNTOLD))
-    for n, row in enumerate(rows):
-        length, start = len(row["ids"]), row["start"]
-        ids[n, :length] = labels[n, :length] = torch.tensor(row["ids"])
+    """A batch: tokens are filled at their end."""
+    turns = [(n, ids, start) for n, row in enumerate(rows) for ids, start in row["turns"]]
+    longest = max(len(ids) for _, ids, _ in turns)
+    ids, labels = (torch.full((len(turns), longest), fill) for fill in (0, UNTOLD))
+    for n, (_, told, start) in enumerate(turns):
+        ids[n, : len(told)] = labels[n, : len(told)] = torch.tensor(told)
         labels[n, :start] = UNTOLD
-    mask = (torch.arange(longest) < torch.tensor([[len(row["ids"])] for row in rows])).long()
+    mask = (torch.arange(longest) < torch.tensor([[len(told)] for _, told, _ in turns])).long()
     scans = {name: torch.stack([row[name] for row in rows]) for name in ("blocks", "low", "high") if name in rows[0]}
-    return {"name": [row["name"] for row in rows], "ids": ids, "mask": mask, "labels": labels, **scans}
+    scan = torch.tensor([n for n, _, _ in turns])
+    return {"name": [row["name"] for row in rows], "ids": ids, "mask": mask, "labels": labels, "scan": scan, **scans}
 
 
 def _blocks(prepared: Prepared) -> Callable[[str], dict[str, Tensor]]:
@@ -208,10 +226,10 @@ def train(
     kept, left_out = prepare(cases, prepared, skip=skip_faulty)
     for fault in left_out:
         print(f"Left out: {fault}")
-    if len(kept) < settings.batch:
-        raise ReaderError(f"{len(kept)} cases cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
+    if (count := len(grouped(kept, stage.together))) < settings.batch:
+        raise ReaderError(f"{count} cases cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
     scan = _features(kept, prepared, model) if stage.keep_features else _blocks(prepared)
-    rows = Exchanges(kept, model, stage.longest, scan)
+    rows = Exchanges(kept, model, stage.longest, scan, stage.together)
     _check_room(rows, stage.longest)
     torch.manual_seed(settings.seed)  # LoRA's first weights
     if not fit(Taught(model, stage), rows, collated, settings, folder, minutes=minutes):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
@@ -18,8 +20,9 @@ from MedVLMReaderLib.cases import Case
 from MedVLMReaderLib.models import siglip
 from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
-from MedVLMReaderLib.training.engine import Settings, fit, leads
+from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit, leads, load_into
 from MedVLMReaderLib.training.objectives import sigmoid
+from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, tokens_of
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, read_tokenizer
 
@@ -40,9 +43,9 @@ class Pairs(nn.Module):
 
 
 class Reports:
-    """Blocks of volumes with their reports."""
+    """Blocks of volumes with their reports; without `prepared` the reports alone."""
 
-    def __init__(self, cases: Sequence[Case], prepared: Prepared) -> None:
+    def __init__(self, cases: Sequence[Case], prepared: Prepared | None) -> None:
         self.cases, self.prepared = cases, prepared
 
     def __len__(self) -> int:
@@ -50,37 +53,95 @@ class Reports:
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         case = self.cases[n]
+        if self.prepared is None:
+            return {"name": case.place, "report": case.report}
         block = torch.tensor(self.prepared.of(case.volume)).float()[None] / 255
         return {"name": case.place, "blocks": block, "report": case.report}
 
 
+@dataclass(frozen=True)
+class Starts:
+    """What comes before the pair learns as a whole; None: left out."""
+
+    text: Settings | None = None
+    """Two readings of a report, by the text encoder alone."""
+    dropped: float = 0.3
+    """Share of the sentences that each reading leaves out."""
+    image: Settings | None = None
+    """Images against all reports, by the image encoder and both projections."""
+
+
+NO_STARTS = Starts()
+
+
 def train(
     cases: Sequence[Case], pair: SiglipPair, settings: Settings, folder: Path, *, augment: Augment = NOTHING,
-    skip_faulty: bool = False, minutes: float = 1e9,
+    starts: Starts = NO_STARTS, skip_faulty: bool = False, minutes: float = 1e9,
 ) -> bool:  # fmt: skip
     """Train a pair on reports; True when finished, then with the published layout in folder/model."""
-    if settings.batch < 2:
+    largest = max(one.batch for one in (settings, starts.text, starts.image) if one)
+    if min(one.batch for one in (settings, starts.text) if one) < 2:
         raise ReaderError("A batch of one has no other report to compare with. Raise 'batch' in [training].")
     prepared = Prepared(folder / "blocks", pair.recipe)
     kept, left_out = prepare(cases, prepared, skip=skip_faulty)
     for fault in left_out:
         print(f"Left out: {fault}")
-    if len(kept) < settings.batch:
-        raise ReaderError(f"{len(kept)} reports cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
-
-    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        read = pair.tokenizer([row["report"] for row in rows], padding=True, truncation=True, max_length=pair.longest,
-                              return_tensors="pt")  # fmt: skip
-        blocks = torch.stack([row["blocks"] for row in rows])
-        names = [row["name"] for row in rows]
-        return {"name": names, "blocks": blocks, "ids": read["input_ids"], "mask": read["attention_mask"]}
-
+    if len(kept) < largest:
+        raise ReaderError(f"{len(kept)} reports cannot fill a batch of {largest}. Lower 'batch' in [training].")
+    if not begun(kept, prepared, pair, starts, augment, folder, minutes):
+        return False
     pair.requires_grad_(True)
-    if not fit(Pairs(pair, augment), Reports(kept, prepared), collated, settings, folder, minutes=minutes):
+    together = partial(collated, pair)
+    if not fit(Pairs(pair, augment), Reports(kept, prepared), together, settings, folder, minutes=minutes):
         return False
     if leads():
         save(pair, folder / "model")
     return True
+
+
+def begun(
+    cases: Sequence[Case], prepared: Prepared, pair: SiglipPair, starts: Starts, augment: Augment, folder: Path,
+    minutes: float,
+) -> bool:  # fmt: skip
+    """The stages before the pair, each in a folder of its own; True when they are finished."""
+    reports = list({case.report: case for case in cases}.values())  # equal ones are no two to be told apart
+    if starts.text:
+        rows, network = Reports(reports, None), Readings(pair, starts.dropped)
+        if not _stage(network, rows, partial(collated, pair), starts.text, folder / "text", minutes):
+            return False
+    if starts.image:
+        numbers = {case.report: n for n, case in enumerate(reports)}
+
+        def numbered(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            which = torch.tensor([numbers[row["report"]] for row in rows])
+            return {"name": [row["name"] for row in rows], "blocks": _blocks(rows), "which": which}
+
+        locked = Locked(pair, all_read(pair, list(numbers)), augment)
+        if not _stage(locked, Reports(cases, prepared), numbered, starts.image, folder / "image", minutes):
+            return False
+    return True
+
+
+def _stage(network: nn.Module, rows: Reports, collate: Any, settings: Settings, folder: Path, minutes: float) -> bool:
+    """A stage, or what it has left where it is finished."""
+    if (folder / WEIGHTS).exists():
+        load_into(network, load_file(folder / WEIGHTS), folder / WEIGHTS)
+        return True
+    if len(rows) < settings.batch:
+        raise ReaderError(f"{len(rows)} different reports cannot fill a batch of {settings.batch}. Lower 'batch' in "
+                          f"[{folder.name}].")  # fmt: skip
+    return fit(network, rows, collate, settings, folder, minutes=minutes)
+
+
+def collated(pair: SiglipPair, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: tokens of the reports, and the blocks where the rows have some."""
+    given = tokens_of(pair, [row["report"] for row in rows])
+    blocks = {"blocks": _blocks(rows)} if "blocks" in rows[0] else {}
+    return {"name": [row["name"] for row in rows], **blocks, **given}
+
+
+def _blocks(rows: list[dict[str, Any]]) -> Tensor:
+    return torch.stack([row["blocks"] for row in rows])
 
 
 def started(folder: Path) -> SiglipPair:

@@ -1,0 +1,83 @@
+"""Two stages before a pair: its text encoder learns from reports alone, then its image encoder from all of them.
+
+The published pair begins with a text encoder that has read much before (ClinicalBERT). Where there is none, the first
+stage stands in for that: two readings of a report, each without some of its sentences, are to be alike, and unlike
+those of other reports (SimCSE, arXiv 2104.08821, by left-out sentences). The second is locked-image tuning turned round
+(arXiv 2111.07991): texts stay as they are read, so that every report of the data set can be compared with each image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from MedVLMReaderLib.models.siglip import SiglipPair
+from MedVLMReaderLib.training.augment import Augment, changed
+from MedVLMReaderLib.training.objectives import contrastive, sigmoid_among
+
+SCALE = math.log(1 / 0.07)
+"""Of likenesses of two readings, before its exponential."""
+
+
+class Readings(nn.Module):
+    """The text encoder of a pair, with the loss of two readings of each report."""
+
+    def __init__(self, pair: SiglipPair, dropped: float) -> None:
+        super().__init__()
+        self.pair, self.dropped = pair, dropped
+        self.stop = pair.tokenizer.convert_tokens_to_ids(".")
+        pair.requires_grad_(False)
+        pair.language_encoder.requires_grad_(True)
+        pair.mm_language_proj.requires_grad_(True)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        one, other = (self.pair.encode_text(ids, self.thinned(ids, mask)) for _ in range(2))
+        return {"readings": contrastive(one, other, one.new_tensor(SCALE))}
+
+    def thinned(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The (batch, length) mask without the words of some sentences; the first token, which sums up, stays."""
+        sentence = F.pad((ids == self.stop).cumsum(1)[:, :-1], (1, 0))
+        kept = torch.rand(len(ids), int(sentence.max()) + 1, device=ids.device) >= self.dropped
+        kept = kept.gather(1, sentence)
+        kept[:, 0] = True
+        return mask * kept
+
+
+class Locked(nn.Module):
+    """A pair with the loss of images against every report: what the text encoder reads in them is read once, only its
+    projection learns with the image encoder."""
+
+    def __init__(self, pair: SiglipPair, read: Tensor, augment: Augment) -> None:
+        super().__init__()
+        self.pair, self.augment = pair.requires_grad_(True), augment
+        pair.language_encoder.requires_grad_(False)
+        self.register_buffer("read", read, persistent=False)
+        self.read: Tensor
+
+    def forward(self, blocks: Tensor, which: Tensor) -> dict[str, Tensor]:
+        blocks = changed(blocks, self.augment) if self.training else blocks
+        texts = F.normalize(self.pair.mm_language_proj(self.read), dim=-1)
+        images = self.pair.encode_image(blocks)
+        return {"siglip": sigmoid_among(images, texts, which, self.pair.t_prime, self.pair.bias)}
+
+
+@torch.no_grad()
+def all_read(pair: SiglipPair, reports: Sequence[str], at_once: int = 64) -> Tensor:
+    """(reports, text width): the first token's state, before its projection."""
+    pair.eval()
+    rows = []
+    for n in range(0, len(reports), at_once):
+        given = tokens_of(pair, reports[n : n + at_once])
+        rows.append(pair.language_encoder(given["ids"], given["mask"]).last_hidden_state[:, 0])
+    return torch.cat(rows)
+
+
+def tokens_of(pair: SiglipPair, reports: Sequence[str]) -> dict[str, Any]:
+    """(batch, length) ids and mask of reports, as long as the text encoder reads."""
+    read = pair.tokenizer(list(reports), padding=True, truncation=True, max_length=pair.longest, return_tensors="pt")
+    return {"ids": read["input_ids"], "mask": read["attention_mask"]}
