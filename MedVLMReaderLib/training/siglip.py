@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from MedVLMReaderLib import ReaderError
@@ -173,20 +174,34 @@ def new(
 
 
 def made_tokenizer(texts: Sequence[str], folder: Path, words: int = 2000) -> Any:
-    """A WordPiece tokenizer of such texts, kept in a folder."""
+    """A tokenizer of the commonest words of such texts, and of letters for all others, kept in a folder; the one that
+    is kept there already, for a training that goes on.
+
+    No trained WordPiece: equally common pieces would come in another order every time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    whole.normalizer = normalizers.BertNormalizer(lowercase=True)
-    whole.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    whole.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=words, special_tokens=list(SPECIAL)))
-    ends = [(token, whole.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    whole.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    part = folder / f"part{os.getpid()}"  # several processes may write the same at once
-    whole.save(str(part))
-    part.replace(folder / "tokenizer.json")
+    if not (folder / "tokenizer.json").exists():
+        part = folder / f"part{os.getpid()}"  # several processes may write the same at once
+        _of_words(texts, words).save(str(part))
+        part.replace(folder / "tokenizer.json")
     tokenizer = read_tokenizer(folder, "[SEP]")
     tokenizer.pad_token = "[PAD]"
     return tokenizer
+
+
+def _of_words(texts: Sequence[str], most: int) -> Tokenizer:
+    normal, cut = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    count = Counter(word for text in texts for word, _ in cut.pre_tokenize_str(normal.normalize_str(text)))
+    letters = sorted(set("".join(count)))
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    common = sorted((word for word in count if len(word) > 1), key=lambda word: (-count[word], word))
+    vocabulary = [*pieces, *common[: max(most - len(pieces), 0)]]
+    whole = Tokenizer(models.WordPiece({word: n for n, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    whole.normalizer, whole.pre_tokenizer = normal, cut
+    whole.add_special_tokens(list(SPECIAL))
+    ends = [(token, whole.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    whole.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return whole
 
 
 def save(pair: SiglipPair, folder: Path) -> None:

@@ -166,9 +166,32 @@ def test_the_loss_is_that_of_the_answer_alone_as_the_reader_asks(parts: Path) ->
     assert answers == [f" {case.expected}{END}", f" Clear.{END}"]
     seen = model.eval().see([volume_of("made:3")])
     for n, question in enumerate((case.asked, REPORT)):
-        asked = model.tokenizer.decode(batch["ids"][n][: rows[n]["start"]])
+        asked = model.tokenizer.decode(batch["ids"][n][: rows[n]["turns"][0][1]])
         assert asked == IMAGE * 6 + (f" {question}" if question != REPORT else REPORT)
-        assert model.prompt(seen, [Message("user", question)]).inputs.shape[1] == rows[n]["start"]
+        assert model.prompt(seen, [Message("user", question)]).inputs.shape[1] == rows[n]["turns"][0][1]
+
+
+def test_questions_of_a_scan_together_have_the_loss_that_they_have_one_by_one(parts: Path) -> None:
+    model = new(parts)
+    taught = Taught(model, replace(LORA, keep_features=False)).eval()
+    blocks = {case.volume: torch.rand(1, 64, 64, 64) for case in CASES}
+    losses = []
+    for together in (1, 3):
+        rows = Exchanges(CASES, model, 512, lambda name: {"blocks": blocks[name]}, together)
+        assert [case for group in rows.groups for case in group] == list(CASES)
+        assert all(len({case.volume for case in group}) == 1 for group in rows.groups)
+        batch = collated([rows[n] for n in range(len(rows))])
+        assert len(batch["blocks"]) == len(rows)
+        with torch.no_grad():
+            losses.append(taught(**{name: value for name, value in batch.items() if name != "name"})["words"])
+    assert len(rows) < len(CASES)
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_a_number_of_questions_together_that_is_none_is_refused() -> None:
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ReaderError, match="together = "):
+            Stage(together=wrong)  # type: ignore[arg-type]
 
 
 def test_gradient_checkpointing_and_16_bits_train_too(parts: Path, tmp_path: Path) -> None:
