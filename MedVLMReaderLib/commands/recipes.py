@@ -19,13 +19,13 @@ SIGLIP_MODEL = (
     "start", "tokenizer", "vision", "shape", "width", "text_width", "text_hidden", "text_layers", "text_heads",
     "positions", "t_prime", "bias", "scale", "gain",
 )  # fmt: skip
-AUGMENT = "rotate", "flip", "scale", "shift"
+AUGMENT = "rotate", "flip", "scale", "shift", "move"
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "text": (), "image": (), "training": ()},
     "med3dvlm": {
         "data": (*DATA, "kinds", "open_too"),
         "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features",
-                  "together"),
+                  "together", "evened"),
         "lora": ("rank", "alpha", "dropout", "targets"), "augment": AUGMENT, "training": (),
     },
     "ms_vlm": {"data": (*DATA, "kinds", "held_out", "planes"), **ms_vlm.TABLES},
@@ -77,16 +77,19 @@ def _starts(content: Mapping[str, Any]) -> Any:
     from MedVLMReaderLib.training.engine import Settings
     from MedVLMReaderLib.training.siglip import Starts
 
-    text = dict(content.get("text", {}))
-    dropped = text.pop("dropped", Starts.dropped)
+    text, image = (dict(content.get(name, {})) for name in ("text", "image"))
+    dropped, evened = text.pop("dropped", Starts.dropped), image.pop("evened", Starts.evened)
     if isinstance(dropped, bool) or not isinstance(dropped, (int, float)) or not 0 <= dropped < 1:
         raise ReaderError(
             f"[text] has dropped = {dropped!r}; it should be a share of the sentences, from 0 to below 1."
         )
-    return Starts(
-        Settings.from_table(text, "[text]") if "text" in content else None, dropped,
-        Settings.from_table(content["image"], "[image]") if "image" in content else None,
-    )  # fmt: skip
+    stages = [
+        Settings.from_table(table, f"[{name}]") if name in content else None
+        for name, table in (("text", text), ("image", image))
+    ]
+    if type(evened) is not int or evened < 0 or (stages[1] and 0 < evened < stages[1].batch):
+        raise ReaderError(f"[image] has evened = {evened!r}; it should be a number of scans, at least a batch, or 0.")
+    return Starts(stages[0], dropped, stages[1], evened)
 
 
 def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case], settings: Any) -> bool:
@@ -98,7 +101,7 @@ def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case
     stage = med3dvlm.Stage(
         tuple(table.get("trains", med3dvlm.LORA_STAGE if lora else med3dvlm.PROJECTOR_STAGE)), lora,
         Augment.from_table(content.get("augment", {})),
-        **{name: table[name] for name in ("longest", "keep_features", "together") if name in table},
+        **{name: table[name] for name in ("longest", "keep_features", "together", "evened") if name in table},
     )  # fmt: skip
     parts = {name: beside / table[name] for name in ("start", "pair", "decoder") if name in table}
     if set(parts) not in ({"start"}, {"pair", "decoder"}):

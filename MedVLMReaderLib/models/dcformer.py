@@ -54,11 +54,9 @@ SIZES = {
 class Decomposed(nn.Module):
     """Three convolutions, along rows, columns and depth, each with its norm; their sum."""
 
-    c1: nn.Sequential
-
     def __init__(self, before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        half = kernel // 2
+        self.by_channel, half = groups > 1, kernel // 2
         for name, size, padding in (
             ("c1", (kernel, 1, 1), (half, 0, 0)),
             ("c2", (1, kernel, 1), (0, half, 0)),
@@ -68,7 +66,7 @@ class Decomposed(nn.Module):
             self.add_module(name, nn.Sequential(conv, nn.BatchNorm3d(after)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] > 1 and (self.c1[0].groups > 1 or torch.is_autocast_enabled(x.device.type)):
+        if x.shape[-1] > 1 and (self.by_channel or torch.is_autocast_enabled(x.device.type)):
             return self._turned(x)
         rows_columns_depth = x.permute(0, 4, 2, 3, 1)  # (batch, channels, rows, columns, depth)
         total = sum(branch(rows_columns_depth) for branch in self.children())

@@ -9,13 +9,14 @@ those of other reports (SimCSE, arXiv 2104.08821, by left-out sentences). The se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from MedVLMReaderLib.models.dcformer import tokens
 from MedVLMReaderLib.models.siglip import SiglipPair
 from MedVLMReaderLib.training.augment import Augment, changed
 from MedVLMReaderLib.training.objectives import contrastive, sigmoid_among
@@ -34,6 +35,7 @@ class Readings(nn.Module):
         pair.requires_grad_(False)
         pair.language_encoder.requires_grad_(True)
         pair.mm_language_proj.requires_grad_(True)
+        self.elsewhere = _without(self, "pair.language_encoder.", "pair.mm_language_proj.")
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         one, other = (self.pair.encode_text(ids, self.thinned(ids, mask)) for _ in range(2))
@@ -58,12 +60,31 @@ class Locked(nn.Module):
         pair.language_encoder.requires_grad_(False)
         self.register_buffer("read", read, persistent=False)
         self.read: Tensor
+        self.elsewhere = frozenset(self.state_dict()) - _without(self, "pair.language_encoder.")
 
     def forward(self, blocks: Tensor, which: Tensor) -> dict[str, Tensor]:
         blocks = changed(blocks, self.augment) if self.training else blocks
         texts = F.normalize(self.pair.mm_language_proj(self.read), dim=-1)
         images = self.pair.encode_image(blocks)
         return {"siglip": sigmoid_among(images, texts, which, self.pair.t_prime, self.pair.bias)}
+
+
+def _without(network: nn.Module, *beginnings: str) -> frozenset[str]:
+    """The names of all tensors but those below."""
+    return frozenset(name for name in network.state_dict() if not name.startswith(beginnings))
+
+
+@torch.no_grad()
+def even(pair: SiglipPair, batches: Iterable[Tensor]) -> None:
+    """Have the features of such blocks come to the projection of images with a mean of 0 and a spread of 1.
+
+    Most of what an untrained encoder says is the same for every scan (its mean is several times its spread), so that
+    all vectors begin alike; what is not already tells planes and organs apart. The projection's own numbers take it up.
+    """
+    encoder, project = pair.vision_encoder.train(), pair.mm_vision_proj  # norms as in training: of the batch
+    features = torch.cat([tokens(encoder(blocks)[-1]).mean(1) for blocks in batches])
+    project.weight.div_(features.std(0).clamp(min=1e-6))
+    project.bias.copy_(-project.weight @ features.mean(0))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit, leads, load_into
 from MedVLMReaderLib.training.objectives import sigmoid
-from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, tokens_of
+from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, even, tokens_of
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, read_tokenizer
 
@@ -70,6 +70,8 @@ class Starts:
     """Share of the sentences that each reading leaves out."""
     image: Settings | None = None
     """Images against all reports, by the image encoder and both projections."""
+    evened: int = 0
+    """Scans by which the projection of images is evened before it; 0: it begins as it is."""
 
 
 NO_STARTS = Starts()
@@ -117,6 +119,10 @@ def begun(
             which = torch.tensor([numbers[row["report"]] for row in rows])
             return {"name": [row["name"] for row in rows], "blocks": _blocks(rows), "which": which}
 
+        if starts.evened:
+            rows = Reports(cases, prepared)
+            size, last = starts.image.batch, min(starts.evened, len(rows))
+            even(pair, (_blocks([rows[n] for n in range(k, k + size)]) for k in range(0, last - size + 1, size)))
         locked = Locked(pair, all_read(pair, list(numbers)), augment)
         if not _stage(locked, Reports(cases, prepared), numbered, starts.image, folder / "image", minutes):
             return False

@@ -13,7 +13,7 @@ from MedVLMReaderLib.models.dcformer import SIZES
 from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING
 from MedVLMReaderLib.training.engine import Settings, curve
-from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, tokens_of
+from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, even, tokens_of
 from MedVLMReaderLib.training.siglip import Starts, made_tokenizer, new, train
 
 CASES = made_cases([3, 4, 5])
@@ -68,6 +68,24 @@ def test_what_is_read_once_is_what_the_pair_reads(tmp_path: Path) -> None:
     pair, reports = tiny(tmp_path), [case.report for case in CASES]
     vectors = torch.nn.functional.normalize(pair.mm_language_proj(all_read(pair, reports, at_once=2)), dim=-1)
     torch.testing.assert_close(vectors, pair.of_texts(reports))
+
+
+def test_evened_an_untrained_image_encoder_tells_blocks_apart(tmp_path: Path) -> None:
+    pair, blocks = (
+        tiny(tmp_path).train(),
+        torch.rand(8, 1, 32, 64, 64) * torch.linspace(0.2, 1, 8)[:, None, None, None, None],
+    )
+
+    def likeness() -> float:
+        with torch.no_grad():
+            vectors = pair.encode_image(blocks)
+        return float((vectors @ vectors.T - torch.eye(8)).sum() / 56)
+
+    before = likeness()
+    even(pair, [blocks])
+    assert before > 0.8
+    assert abs(likeness()) < 0.3
+    assert train(CASES, tiny(tmp_path), FEW, tmp_path / "run", starts=Starts(None, 0.3, FEW, 2))
 
 
 def test_stages_before_a_pair_stand_in_folders_of_their_own_and_are_not_done_twice(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
         ("[data]", "[text]\ndrop = 1\n[data]", "[text] has the key 'drop', which does not exist"),
         ("[data]", "[text]\ndropped = 1\n[data]", "[text] has dropped = 1; it should be a share of the sentences"),
         ("[data]", "[text]\nbatch = 1\n[data]", "A batch of one has no other report to compare with"),
+        ("[data]", "[image]\nevened = 1\nbatch = 2\n[data]", "[image] has evened = 1; it should be a number of scans"),
         ("[data]", "[image]\nstep = 1\n[data]", "[image] has the key 'step', which does not exist"),
         ("seeds = [3, 5]", "", "a data set (cases) or made studies (seeds)"),
         ("batch = 2", "batch = 1", "A batch of one has no other report to compare with"),
