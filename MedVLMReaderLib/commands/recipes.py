@@ -50,7 +50,8 @@ def train_by_file(arguments: Namespace) -> bool:
         return ms_vlm.train(content, cases, _held_out(content), arguments.out, path.parent, arguments.minutes)
     from MedVLMReaderLib.training.engine import Settings
 
-    settings = Settings.from_table(content.get("training", {}))
+    without = content["system"] == "siglip" and "image" in content and "training" not in content
+    settings = None if without else Settings.from_table(content.get("training", {}))
     return {"siglip": _siglip, "med3dvlm": _med3dvlm}[content["system"]](arguments, content, cases, settings)
 
 
@@ -66,7 +67,8 @@ def _siglip(arguments: Namespace, content: Mapping[str, Any], cases: list[Case],
 
     augment = Augment.from_table(content.get("augment", {}))
     starts = _starts(content)
-    pair = _pair(content.get("model", {}), cases, Path(arguments.stage).parent, arguments.out, settings.seed)
+    pair = _pair(content.get("model", {}), cases, Path(arguments.stage).parent, arguments.out,
+                 (settings or starts.image).seed)  # fmt: skip
     _begin(arguments)
     return siglip.train(cases, pair, settings, arguments.out, augment=augment, starts=starts,
                         skip_faulty=_skips(content), minutes=arguments.minutes)  # fmt: skip

@@ -78,10 +78,13 @@ NO_STARTS = Starts()
 
 
 def train(
-    cases: Sequence[Case], pair: SiglipPair, settings: Settings, folder: Path, *, augment: Augment = NOTHING,
+    cases: Sequence[Case], pair: SiglipPair, settings: Settings | None, folder: Path, *, augment: Augment = NOTHING,
     starts: Starts = NO_STARTS, skip_faulty: bool = False, minutes: float = 1e9,
 ) -> bool:  # fmt: skip
-    """Train a pair on reports; True when finished, then with the published layout in folder/model."""
+    """Train a pair on reports; True when finished, then with the published layout in folder/model. Without settings the
+    stages before are all that it learns."""
+    if not (settings or starts.image):
+        raise ReaderError("Nothing teaches the images. Give the file a table [image], or [training].")
     largest = max(one.batch for one in (settings, starts.text, starts.image) if one)
     if min(one.batch for one in (settings, starts.text) if one) < 2:
         raise ReaderError("A batch of one has no other report to compare with. Raise 'batch' in [training].")
@@ -93,9 +96,9 @@ def train(
         raise ReaderError(f"{len(kept)} reports cannot fill a batch of {largest}. Lower 'batch' in [training].")
     if not begun(kept, prepared, pair, starts, augment, folder, minutes):
         return False
-    pair.requires_grad_(True)
-    together = partial(collated, pair)
-    if not fit(Pairs(pair, augment), Reports(kept, prepared), together, settings, folder, minutes=minutes):
+    rows, together = Reports(kept, prepared), partial(collated, pair)
+    network = Pairs(pair.requires_grad_(True), augment)
+    if settings and not fit(network, rows, together, settings, folder, minutes=minutes):
         return False
     if leads():
         save(pair, folder / "model")

@@ -59,9 +59,19 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
         plan = plan_of(content)
         stages = [one for one in (plan.dino, plan.masked, plan.bridge, plan.lora) if one]
     else:
-        stages = [Settings.from_table(content["training"])]
+        names = ("text", "image", "training")
+        own = {"dropped", "evened"}
+        tables = [{k: v for k, v in content[name].items() if k not in own} for name in names if name in content]
+        stages = [Settings.from_table(table) for table in tables]
     assert stages
     assert all(stage.steps >= 100 for stage in stages)
+
+
+def test_a_file_without_training_ends_with_the_stage_of_the_images(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace("[training]", "[image]\nevened = 2"))
+    assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 0
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert retrieval.load(tmp_path / "run" / "model").recipe.shape == (32, 64, 64)
 
 
 @pytest.mark.parametrize(
