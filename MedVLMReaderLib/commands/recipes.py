@@ -21,7 +21,8 @@ SIGLIP_MODEL = (
 )  # fmt: skip
 AUGMENT = "rotate", "flip", "scale", "shift", "move"
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
-    "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "text": (), "image": (), "training": ()},
+    "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "text": (), "image": (), "match": (),
+               "training": ()},
     "med3dvlm": {
         "data": (*DATA, "kinds", "open_too"),
         "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features",
@@ -87,11 +88,11 @@ def _starts(content: Mapping[str, Any]) -> Any:
         )
     stages = [
         Settings.from_table(table, f"[{name}]") if name in content else None
-        for name, table in (("text", text), ("image", image))
+        for name, table in (("text", text), ("image", image), ("match", content.get("match", {})))
     ]
     if type(evened) is not int or evened < 0 or (stages[1] and 0 < evened < stages[1].batch):
         raise ReaderError(f"[image] has evened = {evened!r}; it should be a number of scans, at least a batch, or 0.")
-    return Starts(stages[0], dropped, stages[1], evened)
+    return Starts(stages[0], dropped, stages[1], evened, stages[2])
 
 
 def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case], settings: Any) -> bool:

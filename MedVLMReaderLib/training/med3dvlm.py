@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Taught(nn.Module):
             low, high = self.model.features(changed(blocks, self.augment) if self.training else blocks)
         decoder = self.model.decoder
         given = spliced(decoder.get_input_embeddings()(ids), self.model.projector(low, high))
-        with short_attention(ids.device):
+        with nullcontext() if decoder.is_gradient_checkpointing else short_attention(ids.device):
             hidden = decoder.model(
                 inputs_embeds=given, attention_mask=seen_by(turns, given.dtype), position_ids=places, use_cache=False
             ).last_hidden_state

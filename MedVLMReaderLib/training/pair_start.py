@@ -69,6 +69,24 @@ class Locked(nn.Module):
         return {"siglip": sigmoid_among(images, texts, which, self.pair.t_prime, self.pair.bias)}
 
 
+class LockedImages(nn.Module):
+    """The other way round: texts against the image of every report, read once; the text encoder learns, and both
+    projections. What a text encoder has learned from reports alone need not be what images show."""
+
+    def __init__(self, pair: SiglipPair, seen: Tensor) -> None:
+        super().__init__()
+        self.pair = pair.requires_grad_(True)
+        pair.vision_encoder.requires_grad_(False)
+        self.register_buffer("seen", seen, persistent=False)
+        self.seen: Tensor
+        self.elsewhere = frozenset(self.state_dict()) - _without(self, "pair.vision_encoder.")
+
+    def forward(self, ids: Tensor, mask: Tensor, which: Tensor) -> dict[str, Tensor]:
+        images = F.normalize(self.pair.mm_vision_proj(self.seen), dim=-1)
+        texts = self.pair.encode_text(ids, mask)
+        return {"siglip": sigmoid_among(texts, images, which, self.pair.t_prime, self.pair.bias)}
+
+
 def _without(network: nn.Module, *beginnings: str) -> frozenset[str]:
     """The names of all tensors but those below."""
     return frozenset(name for name in network.state_dict() if not name.startswith(beginnings))
@@ -85,6 +103,13 @@ def even(pair: SiglipPair, batches: Iterable[Tensor]) -> None:
     features = torch.cat([tokens(encoder(blocks)[-1]).mean(1) for blocks in batches])
     project.weight.div_(features.std(0).clamp(min=1e-6))
     project.bias.copy_(-project.weight @ features.mean(0))
+
+
+@torch.no_grad()
+def all_seen(pair: SiglipPair, batches: Iterable[Tensor]) -> Tensor:
+    """(scans, channels): the coarsest grid's mean, before its projection."""
+    pair.eval()
+    return torch.cat([tokens(pair.vision_encoder(blocks)[-1]).mean(1) for blocks in batches])
 
 
 @torch.no_grad()

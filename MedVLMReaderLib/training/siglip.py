@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit, leads, load_into
 from MedVLMReaderLib.training.objectives import sigmoid
-from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, even, tokens_of
+from MedVLMReaderLib.training.pair_start import Locked, LockedImages, Readings, all_read, all_seen, even, tokens_of
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, read_tokenizer
 
@@ -59,6 +60,11 @@ class Reports:
         block = torch.tensor(self.prepared.of(case.volume)).float()[None] / 255
         return {"name": case.place, "blocks": block, "report": case.report}
 
+    def blocks(self, batch: int, most: int) -> Iterator[Tensor]:
+        """The blocks of the first so many in whole batches."""
+        for first in range(0, min(most, len(self)) - batch + 1, batch):
+            yield torch.stack([self[n]["blocks"] for n in range(first, first + batch)])
+
 
 @dataclass(frozen=True)
 class Starts:
@@ -72,6 +78,8 @@ class Starts:
     """Images against all reports, by the image encoder and both projections."""
     evened: int = 0
     """Scans by which the projection of images is evened before it; 0: it begins as it is."""
+    match: Settings | None = None
+    """Texts against the image of each report, by the text encoder and both projections."""
 
 
 NO_STARTS = Starts()
@@ -85,7 +93,7 @@ def train(
     stages before are all that it learns."""
     if not (settings or starts.image):
         raise ReaderError("Nothing teaches the images. Give the file a table [image], or [training].")
-    largest = max(one.batch for one in (settings, starts.text, starts.image) if one)
+    largest = max(one.batch for one in (settings, starts.text, starts.image, starts.match) if one)
     if min(one.batch for one in (settings, starts.text) if one) < 2:
         raise ReaderError("A batch of one has no other report to compare with. Raise 'batch' in [training].")
     prepared = Prepared(folder / "blocks", pair.recipe)
@@ -96,7 +104,10 @@ def train(
         raise ReaderError(f"{len(kept)} reports cannot fill a batch of {largest}. Lower 'batch' in [training].")
     if not begun(kept, prepared, pair, starts, augment, folder, minutes):
         return False
-    rows, together = Reports(kept, prepared), partial(collated, pair)
+    rows, together = Reports(kept, prepared), partial(collated, pair, None)
+    if settings and (starts.match or starts.image):  # of fewer texts one is right: the odds that nothing is known by
+        with torch.no_grad():
+            pair.bias += math.log(len({case.report for case in kept}) / settings.batch)
     network = Pairs(pair.requires_grad_(True), augment)
     if settings and not fit(network, rows, together, settings, folder, minutes=minutes):
         return False
@@ -110,24 +121,25 @@ def begun(
     minutes: float,
 ) -> bool:  # fmt: skip
     """The stages before the pair, each in a folder of its own; True when they are finished."""
-    reports = list({case.report: case for case in cases}.values())  # equal ones are no two to be told apart
+    reports = list(
+        {case.report: case for case in reversed(cases)}.values()
+    )  # of equal ones none would be the right one
+    texts, scans = Reports(reports, None), Reports(cases, prepared)
+    numbers = {case.report: n for n, case in enumerate(reports)}
+    together = partial(collated, pair, numbers)
     if starts.text:
-        rows, network = Reports(reports, None), Readings(pair, starts.dropped)
-        if not _stage(network, rows, partial(collated, pair), starts.text, folder / "text", minutes):
+        network = Readings(pair, starts.dropped)
+        if not _stage(network, texts, partial(collated, pair, None), starts.text, folder / "text", minutes):
             return False
     if starts.image:
-        numbers = {case.report: n for n, case in enumerate(reports)}
-
-        def numbered(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            which = torch.tensor([numbers[row["report"]] for row in rows])
-            return {"name": [row["name"] for row in rows], "blocks": _blocks(rows), "which": which}
-
         if starts.evened:
-            rows = Reports(cases, prepared)
-            size, last = starts.image.batch, min(starts.evened, len(rows))
-            even(pair, (_blocks([rows[n] for n in range(k, k + size)]) for k in range(0, last - size + 1, size)))
+            even(pair, scans.blocks(starts.image.batch, starts.evened))
         locked = Locked(pair, all_read(pair, list(numbers)), augment)
-        if not _stage(locked, Reports(cases, prepared), numbered, starts.image, folder / "image", minutes):
+        if not _stage(locked, scans, together, starts.image, folder / "image", minutes):
+            return False
+    if starts.match:
+        seen = all_seen(pair, Reports(reports, prepared).blocks(1, len(reports)))
+        if not _stage(LockedImages(pair, seen), texts, together, starts.match, folder / "match", minutes):
             return False
     return True
 
@@ -143,15 +155,18 @@ def _stage(network: nn.Module, rows: Reports, collate: Any, settings: Settings, 
     return fit(network, rows, collate, settings, folder, minutes=minutes)
 
 
-def collated(pair: SiglipPair, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: tokens of the reports, and the blocks where the rows have some."""
-    given = tokens_of(pair, [row["report"] for row in rows])
-    blocks = {"blocks": _blocks(rows)} if "blocks" in rows[0] else {}
-    return {"name": [row["name"] for row in rows], **blocks, **given}
-
-
-def _blocks(rows: list[dict[str, Any]]) -> Tensor:
-    return torch.stack([row["blocks"] for row in rows])
+def collated(pair: SiglipPair, numbers: Mapping[str, int] | None, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: tokens of the reports, the blocks where the rows have some, and, for the stages that compare with all,
+    the number of the report; these need one of both alone."""
+    batch: dict[str, Any] = {"name": [row["name"] for row in rows]}
+    has_blocks = "blocks" in rows[0]
+    if numbers is not None:
+        batch["which"] = torch.tensor([numbers[row["report"]] for row in rows])
+    if has_blocks:
+        batch["blocks"] = torch.stack([row["blocks"] for row in rows])
+    if not has_blocks or numbers is None:
+        batch |= tokens_of(pair, [row["report"] for row in rows])
+    return batch
 
 
 def started(folder: Path) -> SiglipPair:

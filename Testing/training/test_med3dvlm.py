@@ -210,7 +210,8 @@ def test_a_number_of_questions_together_that_is_none_is_refused() -> None:
 
 def test_evened_an_untrained_projector_shows_what_differs_between_scans(parts: Path, tmp_path: Path) -> None:
     model = new(parts)
-    low, high = 5 + torch.randn(8, 8, 128), 5 + torch.randn(8, 1, 256)
+    torch.manual_seed(0)
+    low, high = (5 * torch.randn(width) + torch.randn(8, cells, width) for cells, width in ((8, 128), (1, 256)))
 
     def spread() -> float:
         with torch.no_grad():
@@ -223,7 +224,7 @@ def test_evened_an_untrained_projector_shows_what_differs_between_scans(parts: P
     with torch.no_grad():
         deviation = float(model.projector(low, high).std(0).mean())
     assert deviation == pytest.approx(float(model.decoder.get_input_embeddings().weight.std()), rel=0.1)
-    assert train(CASES, model, replace(LORA, evened=2), SETTINGS, tmp_path)
+    assert train(CASES, new(parts), replace(LORA, evened=2), replace(SETTINGS, learning_rate=1e-4), tmp_path)
 
 
 def test_an_answer_right_after_the_image_is_told_from_it_alone() -> None:

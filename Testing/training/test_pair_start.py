@@ -13,7 +13,7 @@ from MedVLMReaderLib.models.dcformer import SIZES
 from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING
 from MedVLMReaderLib.training.engine import Settings, curve
-from MedVLMReaderLib.training.pair_start import Locked, Readings, all_read, even, tokens_of
+from MedVLMReaderLib.training.pair_start import Locked, LockedImages, Readings, all_read, all_seen, even, tokens_of
 from MedVLMReaderLib.training.siglip import Starts, made_tokenizer, new, train
 
 CASES = made_cases([3, 4, 5])
@@ -62,12 +62,19 @@ def test_each_stage_teaches_its_own_parts_alone(tmp_path: Path) -> None:
     blocks = torch.rand(2, 1, 32, 64, 64)
     found = stepped(locked, blocks=blocks, which=torch.tensor([2, 0]))
     assert found == {"vision_encoder", "mm_vision_proj", "mm_language_proj", "t_prime", "bias"}
+    images = LockedImages(pair, all_seen(pair, [blocks])).train()
+    found = stepped(images, **{name: rows[:2] for name, rows in given.items()}, which=torch.tensor([1, 0]))
+    assert found == {"language_encoder", "mm_vision_proj", "mm_language_proj", "t_prime", "bias"}
 
 
 def test_what_is_read_once_is_what_the_pair_reads(tmp_path: Path) -> None:
     pair, reports = tiny(tmp_path), [case.report for case in CASES]
     vectors = torch.nn.functional.normalize(pair.mm_language_proj(all_read(pair, reports, at_once=2)), dim=-1)
     torch.testing.assert_close(vectors, pair.of_texts(reports))
+    blocks = torch.rand(2, 1, 32, 64, 64)
+    seen = torch.nn.functional.normalize(pair.mm_vision_proj(all_seen(pair, blocks[:, None])), dim=-1)
+    with torch.no_grad():
+        torch.testing.assert_close(seen, pair.encode_image(blocks))
 
 
 def test_evened_an_untrained_image_encoder_tells_blocks_apart(tmp_path: Path) -> None:
@@ -89,10 +96,10 @@ def test_evened_an_untrained_image_encoder_tells_blocks_apart(tmp_path: Path) ->
 
 
 def test_stages_before_a_pair_stand_in_folders_of_their_own_and_are_not_done_twice(tmp_path: Path) -> None:
-    starts = Starts(FEW, 0.3, FEW)
+    starts = Starts(FEW, 0.3, FEW, 0, FEW)
     one = tiny(tmp_path)
     assert train(CASES, one, FEW, tmp_path / "run", starts=starts)
-    assert [len(curve(tmp_path / "run" / name)) for name in ("text", "image", ".")] == [2, 2, 2]
+    assert [len(curve(tmp_path / "run" / name)) for name in ("text", "image", "match", ".")] == [2, 2, 2, 2]
     written = (tmp_path / "run" / "image" / "model.safetensors").stat().st_mtime_ns
     again = tiny(tmp_path)
     assert train(CASES, again, FEW, tmp_path / "run", starts=starts)
@@ -102,14 +109,14 @@ def test_stages_before_a_pair_stand_in_folders_of_their_own_and_are_not_done_twi
 
 
 def test_a_stage_that_ran_out_of_minutes_goes_on_with_the_same_curve(tmp_path: Path) -> None:
-    starts = Starts(FEW, 0.3, FEW)
+    starts = Starts(FEW, 0.3, FEW, 0, FEW)
     assert train(CASES, tiny(tmp_path), FEW, tmp_path / "whole", starts=starts)
     calls = 0
     while not train(CASES, tiny(tmp_path), FEW, tmp_path / "parts", starts=starts, minutes=0):
         calls += 1
         assert calls < 10
-    assert calls == 3
-    for name in ("text", "image", "."):
+    assert calls == 4
+    for name in ("text", "image", "match", "."):
         losses = [[line["loss"] for line in curve(tmp_path / run / name)] for run in ("whole", "parts")]
         assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
