@@ -80,7 +80,9 @@ def _starts(content: Mapping[str, Any]) -> Any:
     from MedVLMReaderLib.training.engine import Settings
     from MedVLMReaderLib.training.siglip import Starts
 
-    text, image = (dict(content.get(name, {})) for name in ("text", "image"))
+    text, image, match = (dict(content.get(name, {})) for name in ("text", "image", "match"))
+    if type(aligned := match.pop("aligned", Starts.aligned)) is not bool:
+        raise ReaderError(f"[match] has aligned = {aligned!r}; it should be true or false.")
     dropped, evened = text.pop("dropped", Starts.dropped), image.pop("evened", Starts.evened)
     if isinstance(dropped, bool) or not isinstance(dropped, (int, float)) or not 0 <= dropped < 1:
         raise ReaderError(
@@ -88,11 +90,11 @@ def _starts(content: Mapping[str, Any]) -> Any:
         )
     stages = [
         Settings.from_table(table, f"[{name}]") if name in content else None
-        for name, table in (("text", text), ("image", image), ("match", content.get("match", {})))
+        for name, table in (("text", text), ("image", image), ("match", match))
     ]
     if type(evened) is not int or evened < 0 or (stages[1] and 0 < evened < stages[1].batch):
         raise ReaderError(f"[image] has evened = {evened!r}; it should be a number of scans, at least a batch, or 0.")
-    return Starts(stages[0], dropped, stages[1], evened, stages[2])
+    return Starts(stages[0], dropped, stages[1], evened, stages[2], aligned)
 
 
 def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case], settings: Any) -> bool:

@@ -234,7 +234,9 @@ def train(
     if (count := len(grouped(kept, stage.together))) < settings.batch:
         raise ReaderError(f"{count} cases cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
     if stage.evened:
-        some = list({case.volume: case for case in kept}.values())[: max(stage.evened, 2)]
+        some = list({case.volume: case for case in kept}.values())[: stage.evened]
+        if len(some) < 2:
+            raise ReaderError("[model] has 'evened', which needs two scans or more. Add scans, or take it out.")
         found = list(map(_features(some, prepared, model), (case.volume for case in some)))
         even(model, *(torch.stack([one[grid] for one in found]) for grid in ("low", "high")))
     scan = _features(kept, prepared, model) if stage.keep_features else _blocks(prepared)

@@ -106,6 +106,66 @@ def even(pair: SiglipPair, batches: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
+def align(pair: SiglipPair, seen: Tensor, read: Tensor) -> None:
+    """Set both projections to where what is seen (scans, channels) and what is read of it (scans, text width) agree
+    most: canonical correlations (Hotelling 1936), each direction as long as the root of its correlation.
+
+    Steps of a gradient come there slowly, as the features of either side go largely together. Temperature and bias are
+    those with the least loss of all pairs.
+    """
+    (ours, whiten_ours, centre_ours), (theirs, whiten_theirs, centre_theirs) = map(_whitened, (seen, read))
+    left, agreement, right = torch.linalg.svd(ours.T @ theirs / len(ours), full_matrices=False)
+    sides = (
+        (pair.mm_vision_proj, whiten_ours @ left, centre_ours),
+        (pair.mm_language_proj, whiten_theirs @ right.T, centre_theirs),
+    )
+    for layer, directions, centre in sides:
+        kept = min(layer.out_features, len(agreement))
+        layer.weight.zero_()
+        layer.weight[:kept] = (directions[:, :kept] * agreement[:kept].sqrt()).T.to(layer.weight)
+        layer.bias.copy_(-layer.weight @ centre.to(layer.weight))
+    images, texts = (
+        F.normalize(layer(rows), dim=-1)
+        for layer, rows in zip((pair.mm_vision_proj, pair.mm_language_proj), (seen, read), strict=True)
+    )
+    _calibrate(pair, images @ texts.T)
+
+
+EASED = 0.03
+"""Of the spread of each feature, added to what they have in common: few scans tell small directions badly."""
+
+
+def _whitened(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, width) rows with a spread of 1 each way, in 64 bits; the (width, width) matrix that makes them so; the mean."""
+    rows = rows.double()
+    centre, spread = rows.mean(0), rows.std(0).clamp(min=1e-6)
+    plain = (rows - centre) / spread
+    values, ways = torch.linalg.eigh(plain.T @ plain / len(plain) + EASED * torch.eye(plain.shape[1]).to(plain))
+    whiten = (ways * values.rsqrt()) @ ways.T
+    return plain @ whiten, whiten / spread[:, None], centre
+
+
+@torch.enable_grad()
+def _calibrate(pair: SiglipPair, likeness: Tensor) -> None:
+    """The temperature and bias with the least loss of all (n, n) likenesses; the diagonal's pairs are right."""
+    both = torch.tensor([pair.t_prime.item(), -math.log(len(likeness))], requires_grad=True)
+    likeness = likeness.detach().float().cpu()
+    labels = 2 * torch.eye(len(likeness)) - 1
+    search = torch.optim.LBFGS([both], max_iter=30, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        total = -F.logsigmoid(labels * (likeness * both[0].exp() + both[1])).sum() / len(likeness)
+        total.backward()
+        return total
+
+    search.step(loss)
+    with torch.no_grad():
+        pair.t_prime.fill_(both[0].item())
+        pair.bias.fill_(both[1].item())
+
+
+@torch.no_grad()
 def all_seen(pair: SiglipPair, batches: Iterable[Tensor]) -> Tensor:
     """(scans, channels): the coarsest grid's mean, before its projection."""
     pair.eval()

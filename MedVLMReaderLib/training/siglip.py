@@ -24,7 +24,16 @@ from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.engine import WEIGHTS, Settings, fit, leads, load_into
 from MedVLMReaderLib.training.objectives import sigmoid
-from MedVLMReaderLib.training.pair_start import Locked, LockedImages, Readings, all_read, all_seen, even, tokens_of
+from MedVLMReaderLib.training.pair_start import (
+    Locked,
+    LockedImages,
+    Readings,
+    align,
+    all_read,
+    all_seen,
+    even,
+    tokens_of,
+)
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, read_tokenizer
 
@@ -80,6 +89,8 @@ class Starts:
     """Scans by which the projection of images is evened before it; 0: it begins as it is."""
     match: Settings | None = None
     """Texts against the image of each report, by the text encoder and both projections."""
+    aligned: bool = False
+    """After all that, both projections are solved for from what the encoders say of all pairs."""
 
 
 NO_STARTS = Starts()
@@ -141,6 +152,9 @@ def begun(
         seen = all_seen(pair, Reports(reports, prepared).blocks(1, len(reports)))
         if not _stage(LockedImages(pair, seen), texts, together, starts.match, folder / "match", minutes):
             return False
+    if starts.aligned:
+        seen = all_seen(pair, Reports(reports, prepared).blocks(1, len(reports)))
+        align(pair, seen, all_read(pair, list(numbers)))
     return True
 
 

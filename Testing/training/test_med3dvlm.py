@@ -224,7 +224,10 @@ def test_evened_an_untrained_projector_shows_what_differs_between_scans(parts: P
     with torch.no_grad():
         deviation = float(model.projector(low, high).std(0).mean())
     assert deviation == pytest.approx(float(model.decoder.get_input_embeddings().weight.std()), rel=0.1)
-    assert train(CASES, new(parts), replace(LORA, evened=2), replace(SETTINGS, learning_rate=1e-4), tmp_path)
+    with pytest.raises(ReaderError, match="needs two scans or more"):
+        train(CASES, new(parts), replace(LORA, evened=1), SETTINGS, tmp_path)
+    cases = [*made_cases([3, 4]), *CASES]
+    assert train(cases, new(parts), replace(LORA, evened=2), replace(SETTINGS, learning_rate=1e-4), tmp_path)
 
 
 def test_an_answer_right_after_the_image_is_told_from_it_alone() -> None:

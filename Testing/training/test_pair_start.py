@@ -13,7 +13,16 @@ from MedVLMReaderLib.models.dcformer import SIZES
 from MedVLMReaderLib.models.siglip import SiglipPair, Sizes
 from MedVLMReaderLib.training.augment import NOTHING
 from MedVLMReaderLib.training.engine import Settings, curve
-from MedVLMReaderLib.training.pair_start import Locked, LockedImages, Readings, all_read, all_seen, even, tokens_of
+from MedVLMReaderLib.training.pair_start import (
+    Locked,
+    LockedImages,
+    Readings,
+    align,
+    all_read,
+    all_seen,
+    even,
+    tokens_of,
+)
 from MedVLMReaderLib.training.siglip import Starts, made_tokenizer, new, train
 
 CASES = made_cases([3, 4, 5])
@@ -95,8 +104,29 @@ def test_evened_an_untrained_image_encoder_tells_blocks_apart(tmp_path: Path) ->
     assert train(CASES, tiny(tmp_path), FEW, tmp_path / "run", starts=Starts(None, 0.3, FEW, 2))
 
 
+def test_aligned_projections_find_what_both_sides_have_in_common(tmp_path: Path) -> None:
+    pair = tiny(tmp_path).requires_grad_(True)
+    torch.manual_seed(0)
+    common, mixed = torch.randn(400, 6), [torch.randn(6, 256), torch.randn(6, 64)]
+    seen, read = (5 + common @ mix + 2 * torch.randn(400, mix.shape[1]) for mix in mixed)
+
+    def found() -> float:
+        vectors = [
+            torch.nn.functional.normalize(layer(rows), dim=-1)
+            for layer, rows in ((pair.mm_vision_proj, seen), (pair.mm_language_proj, read))
+        ]
+        return float(((vectors[0] @ vectors[1].T).argmax(1) == torch.arange(400)).float().mean())
+
+    before = found()
+    align(pair, seen, read)
+    assert before < 0.1
+    assert found() > 0.5
+    assert pair.t_prime.isfinite()
+    assert pair.bias < 0
+
+
 def test_stages_before_a_pair_stand_in_folders_of_their_own_and_are_not_done_twice(tmp_path: Path) -> None:
-    starts = Starts(FEW, 0.3, FEW, 0, FEW)
+    starts = Starts(FEW, 0.3, FEW, 0, FEW, True)
     one = tiny(tmp_path)
     assert train(CASES, one, FEW, tmp_path / "run", starts=starts)
     assert [len(curve(tmp_path / "run" / name)) for name in ("text", "image", "match", ".")] == [2, 2, 2, 2]

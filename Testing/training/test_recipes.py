@@ -60,7 +60,7 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
         stages = [one for one in (plan.dino, plan.masked, plan.bridge, plan.lora) if one]
     else:
         names = ("text", "image", "match", "training")
-        own = {"dropped", "evened"}
+        own = {"dropped", "evened", "aligned"}
         tables = [{k: v for k, v in content[name].items() if k not in own} for name in names if name in content]
         stages = [Settings.from_table(table) for table in tables]
     assert stages
@@ -87,6 +87,7 @@ def test_a_file_without_training_ends_with_the_stage_of_the_images(tmp_path: Pat
         ("[data]", "[text]\ndropped = 1\n[data]", "[text] has dropped = 1; it should be a share of the sentences"),
         ("[data]", "[text]\nbatch = 1\n[data]", "A batch of one has no other report to compare with"),
         ("[data]", "[image]\nevened = 1\nbatch = 2\n[data]", "[image] has evened = 1; it should be a number of scans"),
+        ("[data]", "[match]\naligned = 1\n[data]", "[match] has aligned = 1; it should be true or false"),
         ("[data]", "[match]\nevened = 2\n[data]", "[match] has the key 'evened', which does not exist"),
         ("[data]", "[image]\nstep = 1\n[data]", "[image] has the key 'step', which does not exist"),
         ("seeds = [3, 5]", "", "a data set (cases) or made studies (seeds)"),
