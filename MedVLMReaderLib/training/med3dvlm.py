@@ -208,7 +208,8 @@ def even(model: Med3DVLM, low: Tensor, high: Tensor) -> None:
     what is left is as large as the decoder's own embeddings.
     """
     goal = model.decoder.get_input_embeddings().weight.std()
-    for stack, part in ((model.projector.low_mixer, low), (model.projector.high_mixer, high)):
+    stacks: Any = model.projector.low_mixer, model.projector.high_mixer
+    for stack, part in zip(stacks, (low, high), strict=True):
         norm, last = stack[0].ln1, [one for one in stack[-1].mlp2.modules() if isinstance(one, nn.Linear)][-1]
         plain = nn.functional.layer_norm(part, part.shape[-1:]).flatten(0, 1)
         norm.weight.copy_(1 / plain.std(0).clamp(min=1e-6))
