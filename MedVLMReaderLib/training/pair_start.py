@@ -136,7 +136,7 @@ EASED = 0.03
 
 
 def _whitened(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, width) rows, 64 bits, with a spread of 1 each way; the (width, width) matrix that makes them so; their mean."""
+    """(n, width) rows in 64 bits with a spread of 1 each way; the (width, width) matrix for that; their mean."""
     rows = rows.double()
     centre, spread = rows.mean(0), rows.std(0).clamp(min=1e-6)
     plain = (rows - centre) / spread
