@@ -106,7 +106,7 @@ def test_other_weights_are_no_dcformer():
 @pytest.mark.parametrize(("width", "kernel", "groups"), [(8, 3, 1), (8, 13, 8), (16, 7, 16)])
 def test_weights_turned_instead_of_the_grid_give_the_same_numbers_and_gradients(width: int, kernel: int, groups: int):
     torch.manual_seed(0)
-    layer, grid = Decomposed(width, width, kernel, groups=groups), torch.randn(2, 3, 5, 4, width)
+    layer, grid = Decomposed(width, width, kernel, groups=groups).eval(), torch.randn(2, 3, 5, 4, width)
 
     def found(turned: bool) -> list[torch.Tensor]:
         x = grid.clone().requires_grad_()
