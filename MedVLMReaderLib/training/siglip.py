@@ -105,7 +105,7 @@ def train(
     if not (settings or starts.image):
         raise ReaderError("Nothing teaches the images. Give the file a table [image], or [training].")
     largest = max(one.batch for one in (settings, starts.text, starts.image, starts.match) if one)
-    if min(one.batch for one in (settings, starts.text) if one) < 2:
+    if any(one.batch < 2 for one in (settings, starts.text) if one):
         raise ReaderError("A batch of one has no other report to compare with. Raise 'batch' in [training].")
     prepared = Prepared(folder / "blocks", pair.recipe)
     kept, left_out = prepare(cases, prepared, skip=skip_faulty)
