@@ -19,18 +19,21 @@ SIGLIP_MODEL = (
     "start", "tokenizer", "vision", "shape", "width", "text_width", "text_hidden", "text_layers", "text_heads",
     "positions", "t_prime", "bias", "scale", "gain",
 )  # fmt: skip
-AUGMENT = "rotate", "flip", "scale", "shift"
+AUGMENT = "rotate", "flip", "scale", "shift", "move"
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
-    "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "training": ()},
+    "siglip": {"data": DATA, "model": SIGLIP_MODEL, "augment": AUGMENT, "text": (), "image": (), "match": (),
+               "training": ()},
     "med3dvlm": {
         "data": (*DATA, "kinds", "open_too"),
-        "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features"),
+        "model": ("start", "pair", "decoder", "low", "high", "layers", "trains", "longest", "keep_features",
+                  "together", "evened"),
         "lora": ("rank", "alpha", "dropout", "targets"), "augment": AUGMENT, "training": (),
     },
     "ms_vlm": {"data": (*DATA, "kinds", "held_out", "planes"), **ms_vlm.TABLES},
     "med3dinsight": {"data": DATA, **insight.TABLES},
 }  # fmt: skip
-"""What a file of each system may say, table by table; [training] has the engine's settings."""
+"""What a file of each system may say, table by table; [training] has the engine's settings, as have the others without
+keys here, and these are looked at when they are read."""
 KINDS = {
     "siglip": ("report",),
     "med3dinsight": ("report",),
@@ -56,7 +59,8 @@ def train_by_file(arguments: Namespace) -> bool:
         return insight.train(content, cases, arguments.out, path.parent, arguments.minutes)
     from MedVLMReaderLib.training.engine import Settings
 
-    settings = Settings.from_table(content.get("training", {}))
+    without = content["system"] == "siglip" and "image" in content and "training" not in content
+    settings = None if without else Settings.from_table(content.get("training", {}))
     return {"siglip": _siglip, "med3dvlm": _med3dvlm}[content["system"]](arguments, content, cases, settings)
 
 
@@ -71,10 +75,34 @@ def _siglip(arguments: Namespace, content: Mapping[str, Any], cases: list[Case],
     from MedVLMReaderLib.training.augment import Augment
 
     augment = Augment.from_table(content.get("augment", {}))
-    pair = _pair(content.get("model", {}), cases, Path(arguments.stage).parent, arguments.out, settings.seed)
+    starts = _starts(content)
+    pair = _pair(content.get("model", {}), cases, Path(arguments.stage).parent, arguments.out,
+                 (settings or starts.image).seed)  # fmt: skip
     _begin(arguments)
-    return siglip.train(cases, pair, settings, arguments.out, augment=augment, skip_faulty=_skips(content),
-                        minutes=arguments.minutes)  # fmt: skip
+    return siglip.train(cases, pair, settings, arguments.out, augment=augment, starts=starts,
+                        skip_faulty=_skips(content), minutes=arguments.minutes)  # fmt: skip
+
+
+def _starts(content: Mapping[str, Any]) -> Any:
+    """The stages [text] and [image] that come before a pair, where the file has them."""
+    from MedVLMReaderLib.training.engine import Settings
+    from MedVLMReaderLib.training.siglip import Starts
+
+    text, image, match = (dict(content.get(name, {})) for name in ("text", "image", "match"))
+    if type(aligned := match.pop("aligned", Starts.aligned)) is not bool:
+        raise ReaderError(f"[match] has aligned = {aligned!r}; it should be true or false.")
+    dropped, evened = text.pop("dropped", Starts.dropped), image.pop("evened", Starts.evened)
+    if isinstance(dropped, bool) or not isinstance(dropped, (int, float)) or not 0 <= dropped < 1:
+        raise ReaderError(
+            f"[text] has dropped = {dropped!r}; it should be a share of the sentences, from 0 to below 1."
+        )
+    stages = [
+        Settings.from_table(table, f"[{name}]") if name in content else None
+        for name, table in (("text", text), ("image", image), ("match", match))
+    ]
+    if type(evened) is not int or evened < 0 or (stages[1] and 0 < evened < stages[1].batch):
+        raise ReaderError(f"[image] has evened = {evened!r}; it should be a number of scans, at least a batch, or 0.")
+    return Starts(stages[0], dropped, stages[1], evened, stages[2], aligned)
 
 
 def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case], settings: Any) -> bool:
@@ -86,7 +114,7 @@ def _med3dvlm(arguments: Namespace, content: Mapping[str, Any], cases: list[Case
     stage = med3dvlm.Stage(
         tuple(table.get("trains", med3dvlm.LORA_STAGE if lora else med3dvlm.PROJECTOR_STAGE)), lora,
         Augment.from_table(content.get("augment", {})),
-        **{name: table[name] for name in ("longest", "keep_features") if name in table},
+        **{name: table[name] for name in ("longest", "keep_features", "together", "evened") if name in table},
     )  # fmt: skip
     parts = {name: beside / table[name] for name in ("start", "pair", "decoder") if name in table}
     if set(parts) not in ({"start"}, {"pair", "decoder"}):

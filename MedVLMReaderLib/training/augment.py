@@ -13,6 +13,8 @@ from MedVLMReaderLib import ReaderError
 
 REACH = 0.1
 """Grey levels are multiplied by 1 - REACH to 1 + REACH, and moved by as much."""
+FURTHEST = 1 / 16
+"""A block is moved by at most this share of each side."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Augment:
     """Along each axis by itself."""
     scale: float = 0.0
     shift: float = 0.0
+    move: float = 0.0
+    """By up to FURTHEST of each side, what comes in being black; not among the published ones."""
 
     def __post_init__(self) -> None:
         if not all(0 <= getattr(self, one.name) <= 1 for one in fields(self)):
@@ -63,4 +67,16 @@ def _changed(block: Tensor, how: Augment) -> Tensor:
         block = block.flip(axes)
     if chances[4] < how.scale:
         block = block * (1 + factor)
-    return block + offset if chances[5] < how.shift else block
+    block = block + offset if chances[5] < how.shift else block
+    return _moved(block) if how.move and float(torch.rand(1)) < how.move else block
+
+
+def _moved(block: Tensor) -> Tensor:
+    """A (1, depth, rows, columns) block moved by chance; black comes in."""
+    most = [int(side * FURTHEST) for side in block.shape[1:]]
+    steps = [int(torch.randint(-one, one + 1, (1,))) for one in most]
+    moved = block.roll(steps, (1, 2, 3))
+    for axis, step in enumerate(steps, 1):
+        if step:
+            moved.narrow(axis, 0 if step > 0 else block.shape[axis] + step, abs(step)).zero_()
+    return moved

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from MedVLMReaderLib.training.augment import NOTHING, Augment, changed
 from MedVLMReaderLib.training.decoder import LINEARS, decoder_numbers, read_decoder
 from MedVLMReaderLib.training.engine import Settings, fit, leads
 from MedVLMReaderLib.training.objectives import said
+from MedVLMReaderLib.training.packed import UNTOLD, collated, grouped, seen_by, short_attention
 from MedVLMReaderLib.training.prepared import Prepared, prepare
 from MedVLMReaderLib.weights import Checkpoint, renamed
 
@@ -29,7 +31,6 @@ PARTS = "encoder", "projector", "embeddings", "head"
 """What can be trained as it is, beside LoRA's own weights; the head of a decoder that ties it is its embeddings."""
 PROJECTOR_STAGE, LORA_STAGE = ("projector", "embeddings"), PARTS
 """What is trained so, as published."""
-UNTOLD = -100
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,20 @@ class Stage:
     """Tokens of image, question and answer together; what is beyond is not learned."""
     keep_features: bool = False
     """The encoder reads each scan once, before the training, and the features stay in memory."""
+    together: int = 1
+    """Questions (and reports) of a scan that are one row of a batch: scan and image tokens are read once for all."""
+
+    evened: int = 0
+    """Scans by which an untrained projector is evened before it learns; 0: it begins as it is."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.trains) - set(PARTS)):
             raise ReaderError(f"[model] trains the part '{unknown[0]}'. Known: {', '.join(PARTS)}.")
         if not self.trains and not self.lora:
             raise ReaderError("[model] trains nothing, and there is no [lora]. Name parts, or add the table.")
+        for name, least in (("together", 1), ("evened", 0)):
+            if type(number := getattr(self, name)) is not int or number < least:
+                raise ReaderError(f"[model] has {name} = {number!r}; it should be a whole number, {least} or more.")
         if self.keep_features and ("encoder" in self.trains or self.augment != NOTHING):
             raise ReaderError(
                 "keep_features reads every scan once: it goes with neither a trained encoder nor [augment]."
@@ -101,15 +110,18 @@ class Taught(nn.Module):
         self._no_split_modules = [*(model.decoder._no_split_modules or ()), "Block"]  # where FSDP may cut
 
     def forward(
-        self, ids: Tensor, mask: Tensor, labels: Tensor, blocks: Tensor | None = None, low: Tensor | None = None,
-        high: Tensor | None = None,
+        self, ids: Tensor, turns: Tensor, places: Tensor, labels: Tensor, blocks: Tensor | None = None,
+        low: Tensor | None = None, high: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """From (batch, length) tokens and the scans' blocks, or their features."""
+        """From (scans, length) tokens, their turns and places (`packed`), and the scans' blocks or features."""
         if blocks is not None:
             low, high = self.model.features(changed(blocks, self.augment) if self.training else blocks)
         decoder = self.model.decoder
         given = spliced(decoder.get_input_embeddings()(ids), self.model.projector(low, high))
-        hidden = decoder.model(inputs_embeds=given, attention_mask=mask, use_cache=False).last_hidden_state
+        with nullcontext() if decoder.is_gradient_checkpointing else short_attention(ids.device):
+            hidden = decoder.model(
+                inputs_embeds=given, attention_mask=seen_by(turns, given.dtype), position_ids=places, use_cache=False
+            ).last_hidden_state
         told = labels[:, 1:]
         counted = told != UNTOLD
         return {"words": said(decoder.lm_head(hidden[:, :-1][counted]), told[counted])}
@@ -146,20 +158,24 @@ def merge(model: Med3DVLM | MSVLM) -> None:
 
 
 class Exchanges:
-    """Scans with a question, or the request for a report, and what is to be said."""
+    """Scans with questions, or the request for a report, and what is to be said: a row has `together` of one scan."""
 
-    def __init__(self, cases: Sequence[Case], model: Med3DVLM, longest: int, scan: Callable[[str], dict[str, Tensor]]
-                 ) -> None:  # fmt: skip
+    def __init__(
+        self, cases: Sequence[Case], model: Med3DVLM, longest: int, scan: Callable[[str], dict[str, Tensor]],
+        together: int = 1,
+    ) -> None:  # fmt: skip
         self.cases, self.tokenizer, self.longest, self.scan = cases, model.tokenizer, longest, scan
-        self.image = IMAGE * model.sizes.tokens
+        self.image, self.image_tokens = IMAGE * model.sizes.tokens, model.sizes.tokens
+        self.groups = grouped(cases, together)
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.groups)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        case = self.cases[n]
-        ids, start = self.written(case)
-        return {"name": case.place, "ids": ids, "start": start, **self.scan(case.volume)}
+        group = self.groups[n]
+        turns = [self.written(case) for case in group]
+        shared = self.image_tokens + 1  # the first token after the image is not read (`spliced`)
+        return {"name": group[0].place, "turns": turns, "shared": shared, **self.scan(group[0].volume)}
 
     def written(self, case: Case) -> tuple[list[int], int]:
         """Tokens as the reader asks and the model is to answer, and where the answer starts."""
@@ -167,19 +183,6 @@ class Exchanges:
         answer = case.expected if case.question else case.report
         told = self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
         return [*asked, *told, self.tokenizer.eos_token_id][: self.longest], len(asked)
-
-
-def collated(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: rows are filled at their end."""
-    longest = max(len(row["ids"]) for row in rows)
-    ids, labels = (torch.full((len(rows), longest), fill) for fill in (0, UNTOLD))
-    for n, row in enumerate(rows):
-        length, start = len(row["ids"]), row["start"]
-        ids[n, :length] = labels[n, :length] = torch.tensor(row["ids"])
-        labels[n, :start] = UNTOLD
-    mask = (torch.arange(longest) < torch.tensor([[len(row["ids"])] for row in rows])).long()
-    scans = {name: torch.stack([row[name] for row in rows]) for name in ("blocks", "low", "high") if name in rows[0]}
-    return {"name": [row["name"] for row in rows], "ids": ids, "mask": mask, "labels": labels, **scans}
 
 
 def _blocks(prepared: Prepared) -> Callable[[str], dict[str, Tensor]]:
@@ -196,6 +199,27 @@ def _features(cases: Sequence[Case], prepared: Prepared, model: Med3DVLM) -> Cal
     return kept.__getitem__
 
 
+@torch.no_grad()
+def even(model: Med3DVLM, low: Tensor, high: Tensor) -> None:
+    """Have an untrained projector begin with what differs between such scans' features (scans, cells, channels).
+
+    Most of a feature is the same for every scan, and of what untrained layers make of it even more: a decoder would be
+    shown almost the same tokens each time. The first norms and the last layers take that out by their own numbers, and
+    what is left is as large as the decoder's own embeddings.
+    """
+    goal = model.decoder.get_input_embeddings().weight.std()
+    stacks: Any = model.projector.low_mixer, model.projector.high_mixer
+    for stack, part in zip(stacks, (low, high), strict=True):
+        norm, last = stack[0].ln1, [one for one in stack[-1].mlp2.modules() if isinstance(one, nn.Linear)][-1]
+        plain = nn.functional.layer_norm(part, part.shape[-1:]).flatten(0, 1)
+        norm.weight.copy_(1 / plain.std(0).clamp(min=1e-6))
+        norm.bias.copy_(-plain.mean(0) * norm.weight)
+        tokens = stack(part)  # (scans, tokens, width)
+        factor = goal / tokens.std(0).mean(0).clamp(min=1e-8)
+        last.weight.mul_(factor[:, None])
+        last.bias.sub_(tokens.mean((0, 1))).mul_(factor)
+
+
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
@@ -208,10 +232,16 @@ def train(
     kept, left_out = prepare(cases, prepared, skip=skip_faulty)
     for fault in left_out:
         print(f"Left out: {fault}")
-    if len(kept) < settings.batch:
-        raise ReaderError(f"{len(kept)} cases cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
+    if (count := len(grouped(kept, stage.together))) < settings.batch:
+        raise ReaderError(f"{count} cases cannot fill a batch of {settings.batch}. Lower 'batch' in [training].")
+    if stage.evened:
+        some = list({case.volume: case for case in kept}.values())[: stage.evened]
+        if len(some) < 2:
+            raise ReaderError("[model] has 'evened', which needs two scans or more. Add scans, or take it out.")
+        found = list(map(_features(some, prepared, model), (case.volume for case in some)))
+        even(model, *(torch.stack([one[grid] for one in found]) for grid in ("low", "high")))
     scan = _features(kept, prepared, model) if stage.keep_features else _blocks(prepared)
-    rows = Exchanges(kept, model, stage.longest, scan)
+    rows = Exchanges(kept, model, stage.longest, scan, stage.together)
     _check_room(rows, stage.longest)
     torch.manual_seed(settings.seed)  # LoRA's first weights
     if not fit(Taught(model, stage), rows, collated, settings, folder, minutes=minutes):

@@ -30,10 +30,20 @@ def gathered(rows: Tensor) -> Tensor:
 
 def sigmoid(images: Tensor, texts: Tensor, t_prime: Tensor, bias: Tensor) -> Tensor:
     """SigLIP's loss of unit vectors (n, width), pair by pair: over all processes' pairs, divided by their number."""
-    images, texts = gathered(images), gathered(texts)
-    logits = images @ texts.T * t_prime.exp() + bias
-    labels = 2 * torch.eye(len(logits), device=logits.device) - 1
-    return -F.logsigmoid(labels * logits).sum() / len(logits)
+    which = torch.arange(len(images) * processes(), device=images.device)
+    return _sigmoid(gathered(images), gathered(texts), which, t_prime, bias)
+
+
+def sigmoid_among(images: Tensor, texts: Tensor, which: Tensor, t_prime: Tensor, bias: Tensor) -> Tensor:
+    """The same of unit vectors (n, width) against all of (texts, width), which every process has; `which` (n,) is the
+    right one of each."""
+    return _sigmoid(gathered(images), texts, gathered(which), t_prime, bias)
+
+
+def _sigmoid(images: Tensor, texts: Tensor, which: Tensor, t_prime: Tensor, bias: Tensor) -> Tensor:
+    logits = (images @ texts.T).float() * t_prime.exp() + bias
+    right = which[:, None] == torch.arange(len(texts), device=which.device)
+    return -F.logsigmoid(torch.where(right, logits, -logits)).sum() / len(logits)
 
 
 def contrastive(one: Tensor, other: Tensor, scale: Tensor) -> Tensor:

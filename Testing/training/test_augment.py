@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from MedVLMReaderLib import ReaderError
-from MedVLMReaderLib.training.augment import NOTHING, REACH, Augment, changed
+from MedVLMReaderLib.training.augment import FURTHEST, NOTHING, REACH, Augment, changed
 
 BLOCKS = torch.rand(40, 1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -35,6 +35,21 @@ def test_grey_levels_move_by_a_tenth_at_most() -> None:
     other = changed(BLOCKS, Augment(scale=1.0, shift=1.0))
     assert not torch.equal(other, BLOCKS)
     assert float((other - BLOCKS).abs().max()) <= 2 * REACH + 1e-6
+
+
+def test_moved_blocks_show_the_same_a_little_elsewhere_and_black_comes_in() -> None:
+    torch.manual_seed(0)
+    blocks = torch.rand(20, 1, 32, 48, 16) + 0.1
+    other = changed(blocks, Augment(move=1.0))
+    most = [int(side * FURTHEST) for side in blocks.shape[2:]]
+    for before, after in zip(blocks, other, strict=True):
+        lit = (after > 0).nonzero()
+        low, high = lit.min(0).values[1:], lit.max(0).values[1:] + 1
+        part = after[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+        assert bool((part > 0).all())
+        assert all(side - size <= n for side, size, n in zip(after.shape[1:], part.shape, most, strict=True))
+        assert bool(torch.isin(part, before).all())
+    assert not torch.equal(other, blocks)
 
 
 def test_a_share_that_is_none_is_told() -> None:

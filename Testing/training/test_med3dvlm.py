@@ -26,7 +26,19 @@ from MedVLMReaderLib.training import siglip
 from MedVLMReaderLib.training.augment import Augment
 from MedVLMReaderLib.training.decoder import read_decoder
 from MedVLMReaderLib.training.engine import Settings
-from MedVLMReaderLib.training.med3dvlm import Exchanges, Lora, Stage, Taught, assembled, collated, merge, started, train
+from MedVLMReaderLib.training.med3dvlm import (
+    Exchanges,
+    Lora,
+    Stage,
+    Taught,
+    assembled,
+    collated,
+    even,
+    merge,
+    started,
+    train,
+)
+from MedVLMReaderLib.training.packed import UNTOLD, packed
 from MedVLMReaderLib.training.prepared import volume_of
 from Testing.tiny_med3dvlm import END, qwen_tokenizer
 
@@ -166,9 +178,65 @@ def test_the_loss_is_that_of_the_answer_alone_as_the_reader_asks(parts: Path) ->
     assert answers == [f" {case.expected}{END}", f" Clear.{END}"]
     seen = model.eval().see([volume_of("made:3")])
     for n, question in enumerate((case.asked, REPORT)):
-        asked = model.tokenizer.decode(batch["ids"][n][: rows[n]["start"]])
+        asked = model.tokenizer.decode(batch["ids"][n][: rows[n]["turns"][0][1]])
         assert asked == IMAGE * 6 + (f" {question}" if question != REPORT else REPORT)
-        assert model.prompt(seen, [Message("user", question)]).inputs.shape[1] == rows[n]["start"]
+        assert model.prompt(seen, [Message("user", question)]).inputs.shape[1] == rows[n]["turns"][0][1]
+
+
+def test_questions_of_a_scan_together_have_the_loss_that_they_have_one_by_one(parts: Path) -> None:
+    model = new(parts)
+    taught = Taught(model, replace(LORA, keep_features=False)).eval()
+    blocks = {case.volume: torch.rand(1, 64, 64, 64) for case in CASES}
+    losses = []
+    for together in (1, 3):
+        rows = Exchanges(CASES, model, 512, lambda name: {"blocks": blocks[name]}, together)
+        assert [case for group in rows.groups for case in group] == list(CASES)
+        assert all(len({case.volume for case in group}) == 1 for group in rows.groups)
+        batch = collated([rows[n] for n in range(len(rows))])
+        assert len(batch["blocks"]) == len(batch["ids"]) == len(rows)
+        with torch.no_grad():
+            losses.append(taught(**{name: value for name, value in batch.items() if name != "name"})["words"])
+    assert len(rows) < len(CASES)
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_a_number_of_questions_together_that_is_none_is_refused() -> None:
+    for wrong in (0, 2.5, True):
+        with pytest.raises(ReaderError, match="together = "):
+            Stage(together=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ReaderError, match="evened = -1"):
+        Stage(evened=-1)
+
+
+def test_evened_an_untrained_projector_shows_what_differs_between_scans(parts: Path, tmp_path: Path) -> None:
+    model = new(parts)
+    torch.manual_seed(0)
+    low, high = (5 * torch.randn(width) + torch.randn(8, cells, width) for cells, width in ((8, 128), (1, 256)))
+
+    def spread() -> float:
+        with torch.no_grad():
+            tokens = model.projector(low, high)
+        return float(tokens.std(0).mean() / tokens.mean(0).abs().mean())
+
+    before = spread()
+    even(model, low, high)
+    assert spread() > 3 * before
+    with torch.no_grad():
+        deviation = float(model.projector(low, high).std(0).mean())
+    assert deviation == pytest.approx(float(model.decoder.get_input_embeddings().weight.std()), rel=0.1)
+    with pytest.raises(ReaderError, match="needs two scans or more"):
+        train(CASES, new(parts), replace(LORA, evened=1), SETTINGS, tmp_path)
+    cases = [*made_cases([3, 4]), *CASES]
+    assert train(cases, new(parts), replace(LORA, evened=2), replace(SETTINGS, learning_rate=1e-4), tmp_path)
+
+
+def test_an_answer_right_after_the_image_is_told_from_it_alone() -> None:
+    turns = [([9, 9, 1, 5, 6], 3), ([9, 9, 1, 7, 8], 3), ([9, 9, 1, 2, 3, 4], 4)]
+    row = packed(turns, 3)
+    assert [token for token, *_ in row] == [9, 9, 1, 5, 6, 7, 8, 2, 3, 4]
+    assert [turn for _, turn, *_ in row] == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert [place for *_, place, _ in row] == [0, 1, 2, 3, 4, 3, 4, 3, 4, 5]
+    assert [label for *_, label in row] == [UNTOLD] * 3 + [5, 6, UNTOLD, 8, UNTOLD, 3, 4]
 
 
 def test_gradient_checkpointing_and_16_bits_train_too(parts: Path, tmp_path: Path) -> None:

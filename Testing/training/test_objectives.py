@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from MedVLMReaderLib.models.siglip import sigmoid_loss
-from MedVLMReaderLib.training.objectives import contrastive, masked_slices, partial_transport, sigmoid, words
+from MedVLMReaderLib.training.objectives import (
+    contrastive,
+    masked_slices,
+    partial_transport,
+    sigmoid,
+    sigmoid_among,
+    words,
+)
 
 
 def units(n: int = 5, width: int = 8) -> torch.Tensor:
@@ -19,6 +26,17 @@ def test_siglip_has_the_exponential_and_the_division_whether_or_not_there_are_se
     images, texts, t, b = units(), units().flip(0), torch.tensor(1.3), torch.tensor(-0.4)
     expected = sigmoid_loss(images @ texts.T * t.exp() + b)
     torch.testing.assert_close(sigmoid(images, texts, t, b), expected)
+
+
+def test_siglip_among_more_texts_than_images_counts_every_pair_once() -> None:
+    images, texts, t, b = units(3), units(5).flip(0), torch.tensor(1.3), torch.tensor(-0.4)
+    which = torch.tensor([4, 0, 2])
+    labels = torch.full((3, 5), -1.0)
+    labels[torch.arange(3), which] = 1
+    expected = -torch.nn.functional.logsigmoid(labels * (images @ texts.T * t.exp() + b)).sum() / 3
+    torch.testing.assert_close(sigmoid_among(images, texts, which, t, b), expected)
+    same = sigmoid_among(texts, texts, torch.arange(5), t, b)
+    torch.testing.assert_close(same, sigmoid(texts, texts, t, b))
 
 
 def test_contrastive_of_equal_likeness_is_chance_and_falls_when_pairs_fit() -> None:

@@ -62,9 +62,19 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
     elif content["system"] == "med3dinsight":
         stages = [insight.plan_of(content).training, insight.plan_of(content).teacher_training]
     else:
-        stages = [Settings.from_table(content["training"])]
+        names = ("text", "image", "match", "training")
+        own = {"dropped", "evened", "aligned"}
+        tables = [{k: v for k, v in content[name].items() if k not in own} for name in names if name in content]
+        stages = [Settings.from_table(table) for table in tables]
     assert stages
     assert all(stage.steps >= 100 for stage in stages)
+
+
+def test_a_file_without_training_ends_with_the_stage_of_the_images(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.replace("[training]", "[image]\nevened = 2"))
+    assert main(["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 0
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert retrieval.load(tmp_path / "run" / "model").recipe.shape == (32, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,13 @@ def test_every_shipped_file_has_keys_that_exist(path: Path) -> None:
         ('"siglip"', '"clip"', "the system 'clip'. Known: siglip, med3dvlm"),
         ("[data]", "[lora]\nrank = 2\n[data]", "the key 'lora', which does not exist"),
         ("[data]", "[augment]\nturn = 1\n[data]", "the key 'turn', which does not exist"),
+        ("[data]", "[text]\ndrop = 1\n[data]", "[text] has the key 'drop', which does not exist"),
+        ("[data]", "[text]\ndropped = 1\n[data]", "[text] has dropped = 1; it should be a share of the sentences"),
+        ("[data]", "[text]\nbatch = 1\n[data]", "A batch of one has no other report to compare with"),
+        ("[data]", "[image]\nevened = 1\nbatch = 2\n[data]", "[image] has evened = 1; it should be a number of scans"),
+        ("[data]", "[match]\naligned = 1\n[data]", "[match] has aligned = 1; it should be true or false"),
+        ("[data]", "[match]\nevened = 2\n[data]", "[match] has the key 'evened', which does not exist"),
+        ("[data]", "[image]\nstep = 1\n[data]", "[image] has the key 'step', which does not exist"),
         ("seeds = [3, 5]", "", "a data set (cases) or made studies (seeds)"),
         ("batch = 2", "batch = 1", "A batch of one has no other report to compare with"),
         ('"nano"', '"huge"', "the vision encoder 'huge'"),

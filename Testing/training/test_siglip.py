@@ -36,6 +36,14 @@ def test_a_trained_pair_is_loaded_by_the_reader_and_gives_the_same_vectors(tmp_p
     assert started(tmp_path / "run" / "model").recipe == pair.recipe
 
 
+def test_a_made_tokenizer_is_the_same_every_time_and_one_that_is_kept_stays(tmp_path: Path) -> None:
+    texts = [case.report for case in CASES]
+    one, other = (made_tokenizer(texts, tmp_path / name).get_vocab() for name in ("one", "other"))
+    assert one == other
+    assert sorted(one[token] for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")) == [0, 1, 2, 3]
+    assert made_tokenizer(["Something else."], tmp_path / "one").get_vocab() == one
+
+
 def test_too_few_reports_for_a_batch_are_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(ReaderError, match="1 reports cannot fill a batch of 2"):
         train(CASES[:1], tiny(tmp_path), SETTINGS, tmp_path / "run")
