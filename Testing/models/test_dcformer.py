@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from MedVLMReaderLib.models.dcformer import SIZES, STRIDES, DCFormer, Decomposed, Sizes, tokens
+from MedVLMReaderLib.models.dcformer import SIZES, STRIDES, DCFormer, Sizes, tokens
 from Testing.parity import results
 from Testing.parity_med3dvlm import KINDS
 from Testing.published import PARITY, listed, needs_parity, shapes
@@ -101,21 +101,3 @@ def test_tokens_are_counted_by_columns_then_rows_then_depth():
 def test_other_weights_are_no_dcformer():
     with pytest.raises(ValueError, match="no DCFormer"):
         Sizes.found({"blocks.0.norm.weight": (4,)})
-
-
-@pytest.mark.parametrize(("width", "kernel", "groups"), [(8, 3, 1), (8, 13, 8), (16, 7, 16)])
-def test_weights_turned_instead_of_the_grid_give_the_same_numbers_and_gradients(width: int, kernel: int, groups: int):
-    torch.manual_seed(0)
-    layer, grid = Decomposed(width, width, kernel, groups=groups).eval(), torch.randn(2, 3, 5, 4, width)
-
-    def found(turned: bool) -> list[torch.Tensor]:
-        x = grid.clone().requires_grad_()
-        layer.zero_grad()
-        rows_columns_depth = x.permute(0, 4, 2, 3, 1)
-        plain = sum(branch(rows_columns_depth) for branch in layer.children())
-        out = layer._turned(x) if turned else plain.permute(0, 4, 2, 3, 1)
-        (out * grid.cos()).sum().backward()
-        return [out.detach(), x.grad, *(one.grad.clone() for one in layer.parameters())]
-
-    for one, other in zip(found(True), found(False), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
