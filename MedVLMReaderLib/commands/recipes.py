@@ -84,7 +84,7 @@ def _siglip(arguments: Namespace, content: Mapping[str, Any], cases: list[Case],
 
 
 def _starts(content: Mapping[str, Any]) -> Any:
-    """The stages [text] and [image] that come before a pair, where the file has them."""
+    """The stages [text], [image] and [match] that come before a pair, where the file has them."""
     from MedVLMReaderLib.training.engine import Settings
     from MedVLMReaderLib.training.siglip import Starts
 

@@ -105,8 +105,8 @@ def taught(ours: Told, plan: Plan, folder: Path, minutes: float = 1e9) -> Teache
 def targets(ours: Told, teacher: Teacher, more: int, seed: int) -> dict[str, Tensor]:
     """What the network is given and asked: volumes (scans, 1, ...) and of each scan's slices (scans, slices, ...) the
     plane, the number, and the teacher's embedding of picture and caption."""
-    rng, captions = np.random.default_rng(seed), iter(teacher.of_captions(ours.texts))
-    texts = torch.stack(list(teacher.of_captions(ours.texts)))
+    rng, texts = np.random.default_rng(seed), teacher.of_captions(ours.texts)
+    captions = iter(texts)
     rows: dict[str, list[Tensor]] = {"plane": [], "slice_number": [], "picture": [], "caption": []}
     for block, said in zip(ours.blocks, ours.captions, strict=True):
         places: list[Place] = [(one.plane, one.slice) for one in said]

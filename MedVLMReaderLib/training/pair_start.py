@@ -1,4 +1,4 @@
-"""Two stages before a pair: its text encoder learns from reports alone, then its image encoder from all of them.
+"""What comes before a pair: texts learn from reports alone, images from all texts, texts from all images; then `align`.
 
 The published pair begins with a text encoder that has read much before (ClinicalBERT). Where there is none, the first
 stage stands in for that: two readings of a report, each without some of its sentences, are to be alike, and unlike

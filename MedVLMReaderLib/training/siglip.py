@@ -132,9 +132,7 @@ def begun(
     minutes: float,
 ) -> bool:  # fmt: skip
     """The stages before the pair, each in a folder of its own; True when they are finished."""
-    reports = list(
-        {case.report: case for case in reversed(cases)}.values()
-    )  # of equal ones none would be the right one
+    reports = list({case.report: case for case in reversed(cases)}.values())  # of equal ones none would be right
     texts, scans = Reports(reports, None), Reports(cases, prepared)
     numbers = {case.report: n for n, case in enumerate(reports)}
     together = partial(collated, pair, numbers)
@@ -148,12 +146,12 @@ def begun(
         locked = Locked(pair, all_read(pair, list(numbers)), augment)
         if not _stage(locked, scans, together, starts.image, folder / "image", minutes):
             return False
-    if starts.match:
-        seen = all_seen(pair, Reports(reports, prepared).blocks(1, len(reports)))
-        if not _stage(LockedImages(pair, seen), texts, together, starts.match, folder / "match", minutes):
-            return False
+    if not (starts.match or starts.aligned):
+        return True
+    seen = all_seen(pair, Reports(reports, prepared).blocks(1, len(reports)))  # what follows leaves the images' encoder
+    if starts.match and not _stage(LockedImages(pair, seen), texts, together, starts.match, folder / "match", minutes):
+        return False
     if starts.aligned:
-        seen = all_seen(pair, Reports(reports, prepared).blocks(1, len(reports)))
         align(pair, seen, all_read(pair, list(numbers)))
     return True
 
